@@ -36,6 +36,10 @@ class Engine(Protocol):
     def restarts(self) -> int:
         """How often the process died and was started again."""
 
+    @property
+    def failed(self) -> str | None:
+        """Why the process is not started again any more, with the last lines of its log; None while it is."""
+
     async def start(self) -> None:
         """Start it and return when it answers.
 

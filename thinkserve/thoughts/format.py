@@ -19,6 +19,8 @@ from thinkserve.thoughts.markers import MarkerScanner, compile_scanner
 
 CHECKPOINT_FILE = "thought_format.json"
 PLACE = "{instruction}"
+# A marker is compiled to an expression nested as deep as it is long, and as much text is held back for it.
+MAX_MARKER = 100
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,12 @@ class ThoughtFormat:
         for field in ("opening", "closing"):
             value = getattr(self, field)
             markers = () if value is None else (value,) if isinstance(value, str) else tuple(value)
-            if not all(isinstance(marker, str) and marker.strip() for marker in markers):
+            if not all(
+                isinstance(marker, str) and 0 < len(marker.strip()) <= MAX_MARKER for marker in markers
+            ):
                 raise ThoughtFormatError(
-                    f"thought format {self.name!r}: {field} has the marker {value!r}; give non-empty strings"
+                    f"thought format {self.name!r}: {field} has the marker {value!r}; give non-empty strings of at "
+                    f"most {MAX_MARKER} characters"
                 )
             object.__setattr__(self, field, markers)
         if not self.closing:
@@ -87,8 +92,13 @@ class ThoughtFormat:
 
     def thought_prompt(self, instruction: str) -> str:
         """The user's instruction inside the thought prompt; the instruction itself where the format has none."""
-        # Put in in one pass: an instruction that holds "{instruction}" itself must come out as it went in.
-        return instruction if self.prompt is None else instruction.join(self.prompt.split(PLACE))
+        before, after = self.thought_prompt_halves()
+        return before + instruction + after
+
+    def thought_prompt_halves(self) -> tuple[str, str]:
+        """What the thought prompt puts before and behind the instruction."""
+        before, _, after = (self.prompt or PLACE).partition(PLACE)
+        return before, after
 
     # The scanners are compiled once a format and shared by all its splitters.
     @cached_property
@@ -126,7 +136,7 @@ class ThoughtFormat:
                     f"{source}: {key} has the value {value!r}; it must be {_EXPECTS[key]}"
                 )
         if base is not None:
-            if base not in BUILT_IN:
+            if not isinstance(base, str) or base not in BUILT_IN:
                 raise ThoughtFormatError(
                     f"{source}: base {base!r} is not a built-in format; choose from {', '.join(BUILT_IN)}"
                 )
@@ -199,18 +209,19 @@ def get_format(name_or_path: str | Path | ThoughtFormat) -> ThoughtFormat:
     if (known := BUILT_IN.get(str(name_or_path))) is not None:
         return known
     path = Path(name_or_path)
-    if path.is_dir():
-        path = path / CHECKPOINT_FILE
-        if not path.exists():
-            raise ThoughtFormatError(
-                f"{path.parent} has no {CHECKPOINT_FILE}; name the format with --thought-format, one of "
-                f"{', '.join(BUILT_IN)} or a file"
-            )
-    if not path.is_file():
-        raise ThoughtFormatError(
-            f"no thought format {str(name_or_path)!r}; choose from {', '.join(BUILT_IN)}, or give a .toml or .json file"
-        )
     try:
+        if path.is_dir():
+            path = path / CHECKPOINT_FILE
+            if not path.exists():
+                raise ThoughtFormatError(
+                    f"{path.parent} has no {CHECKPOINT_FILE}; name the format with --thought-format, one of "
+                    f"{', '.join(BUILT_IN)} or a file"
+                )
+        if not path.is_file():
+            raise ThoughtFormatError(
+                f"no thought format {str(name_or_path)!r}; choose from {', '.join(BUILT_IN)}, or give a .toml or "
+                ".json file"
+            )
         raw = path.read_text(encoding="utf-8")
         data = tomllib.loads(raw) if path.suffix == ".toml" else json.loads(raw)
     except (ValueError, OSError, RecursionError) as exc:

@@ -13,7 +13,8 @@ Instruct models decorate markers. For a marker such as `Here is my response:` th
 
 A tag such as `<R>` or `</think>` counts in either case, with emphasis round it, and nothing else: `< R >` and `<R/>`
 are text (`a < R > b` is algebra). A missing colon counts only before a line end, since `Here is my response to that`
-is a sentence.
+is a sentence. A marker of a user's own that begins or ends in a letter or digit stands on its own: `FINAL` is not cut
+out of `FINALLY`. East Asian neighbours do not count for that, since nothing separates words there.
 
 Each marker becomes two expressions: `full` matches it, `partial` matches any prefix of it that reaches the end of the
 text, which is exactly the text that must be held back. Every quantifier is bounded, so a marker has a longest form,
@@ -25,49 +26,51 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-SPACE = "[ \t\u00a0]"
-# What may stand before a marker on its line: indentation, heading or quotation signs, emphasis.
-LINE_LEAD = (f"{SPACE}{{0,8}}", "[#>]{0,6}", f"{SPACE}{{0,4}}", "[*_]{0,3}")
+SPACES = " \t\u00a0"
+SPACE = f"[{SPACES}]"
+# What may stand before a marker on its line: indentation, heading or quotation signs, emphasis. Lazy, since a marker
+# may itself begin with such signs: a stream has read `###` as soon as three of them stand there.
+LINE_LEAD = (f"{SPACE}{{0,8}}?", "[#>]{0,6}?", f"{SPACE}{{0,4}}?", "[*_]{0,3}?")
+COLONS = (":", "\uff1a")
 # A trailing colon: emphasis closed before it, spaces, then a colon or the end of the line.
-COLON_TAIL = ("[*_]{0,3}", f"{SPACE}{{0,4}}", "\r?", "[:\uff1a\n]")
+COLON_TAIL = ("[*_]{0,3}", f"{SPACE}{{0,4}}", "\r?", f"[{''.join(COLONS)}\n]")
 EMPHASIS = "*_"
+# A letter or digit of a script that puts spaces between words.
+WORD_CHARACTER = "(?![\u2e80-\U0010ffff])[^\\W_]"
 
 QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
 # A quote sign right after one of these closes a quotation, it does not open one: `"yes."<R>"no"`.
 CLOSES_BEFORE = frozenset(".!?)]}%")
+# One of these may stand between a quoted marker and the quote sign: `I write it after "<R>," then`.
+CLOSES_AFTER = frozenset(".,;:!?")
 
 
-def _atoms(spelling: str) -> list[str]:
+def _atoms(spelling: str, *, line_start: bool) -> list[str]:
     """Turn one spelling into atoms, each an expression that matches single characters of a class."""
-    body = spelling.strip()
+    body = spelling
     tail: tuple[str, ...] = ()
-    if body.endswith(":") and len(body) > 1:
+    if body.endswith(COLONS) and len(body) > 1:
         body, tail = body[:-1].rstrip(), COLON_TAIL
+    elif re.match(WORD_CHARACTER, body[-1]):
+        tail = (f"(?!{WORD_CHARACTER})",)
     atoms: list[str] = []
     for token in re.findall(r"\s+|.", body, flags=re.DOTALL):
         if token.isspace():
-            atoms.append(f"{SPACE}{{1,4}}")
+            atoms.append(f"[{SPACES}{token}]{{1,{max(4, len(token))}}}")
         elif token in "'\u2019":
             atoms.append("['\u2019]")
         else:
             atoms.append(re.escape(token))
+    if not line_start and re.match(WORD_CHARACTER, body):
+        atoms[0] = f"(?<!{WORD_CHARACTER}){atoms[0]}"
     return [*atoms, *tail]
 
 
-def _spellings(marker: str) -> list[str]:
-    """The marker itself and its contraction."""
-    contracted = re.sub(r"^(here) is\b", r"\1's", marker, flags=re.IGNORECASE)
-    return [marker] if contracted == marker else [marker, contracted]
-
-
-def _variants(markers: tuple[str, ...]) -> list[list[str]]:
-    seen: dict[tuple[str, ...], None] = {}
-    for marker in markers:
-        for spelling in _spellings(marker):
-            seen.setdefault(tuple(_atoms(spelling)))
-    # Shortest first: where one marker begins another, the shorter one is complete first in a stream, so it must also
-    # win where the whole text is there at once.
-    return sorted((list(atoms) for atoms in seen), key=len)
+def _spellings(markers: tuple[str, ...]) -> list[str]:
+    """The markers themselves and their contractions."""
+    stripped = [marker.strip() for marker in markers]
+    contracted = [re.sub(r"^(here) is\b", r"\1's", marker, flags=re.IGNORECASE) for marker in stripped]
+    return list(dict.fromkeys([*stripped, *contracted]))
 
 
 def _prefix(atoms: list[str]) -> str:
@@ -88,8 +91,22 @@ class MarkerScanner:
 
     search: re.Pattern[str]
     search_final: re.Pattern[str]
+    spellings: tuple[re.Pattern[str], ...]
     line_start: bool
     trigger: str
+
+    def find(self, text: str, at: int, *, final: bool) -> re.Match[str] | None:
+        """The first match from `at` on; its last group is `opening`, `closing` or `partial`.
+
+        `partial`: the text from there on may still become a marker; not where the text is `final`.
+        """
+        match = (self.search_final if final else self.search).search(text, at)
+        if match is None or match.lastgroup == "partial" or len(self.spellings) == 1:
+            return match
+        # Where one marker begins another, a stream completes the shorter one first, so it must also win where the
+        # whole text is there at once.
+        here = [found for spelling in self.spellings if (found := spelling.match(text, match.start()))]
+        return min(here, key=lambda found: found.end())
 
 
 def compile_scanner(
@@ -101,46 +118,65 @@ def compile_scanner(
     """
     if not opening and not closing:
         return None
-    lead = list(LINE_LEAD) if line_start else []
-    anchor = "^" if line_start else ""
-    full, partial = [], []
+    lead = ["^", *LINE_LEAD] if line_start else []
+    full, full_final, partial = [], [], []
     for group, markers in (("opening", opening), ("closing", closing)):
-        variants = _variants(markers)
-        if variants:
-            words = "|".join("".join(atoms) for atoms in variants)
-            full.append(f"{anchor}{''.join(lead)}(?P<{group}>{words})")
-            partial += [anchor + _prefix(lead + atoms) for atoms in variants]
+        for spelling in _spellings(markers):
+            atoms = _atoms(spelling, line_start=line_start)
+            words = "".join(atoms)
+            # A marker that ends in a letter is complete only when the next character is there.
+            waits = r"(?!\Z)" if atoms[-1].startswith("(?!") else ""
+            full.append((group, words + waits))
+            full_final.append((group, words))
+            # `^` is no atom: it would reach the end of the text on its own.
+            partial.append(("^" if line_start else "") + _prefix(lead[1:] + atoms))
     flags = re.IGNORECASE | re.MULTILINE
-    first = {marker.strip()[:1] for marker in (*opening, *closing)}
+
+    def any_of(spellings: list[tuple[str, str]]) -> str:
+        """One expression for all spellings; a group name may stand in it only once."""
+        groups = dict.fromkeys(group for group, _ in spellings)
+        words = {group: "|".join(word for g, word in spellings if g == group) for group in groups}
+        return "|".join(f"{''.join(lead)}(?P<{group}>{words[group]})" for group in groups)
+
+    first = {marker.strip()[0] for marker in (*opening, *closing)}
     single = first.pop() if len(first) == 1 else ""
+    # Letters have other cases and apostrophes another form, so one character is not all there is to look for.
+    only = single.lower() == single.upper() and single not in "'\u2019"
     return MarkerScanner(
-        search=re.compile("|".join([*full, f"(?P<partial>{'|'.join(partial)})"]), flags),
-        search_final=re.compile("|".join([*full, "(?P<partial>(?!))"]), flags),
+        search=re.compile(f"{any_of(full)}|(?P<partial>{'|'.join(partial)})", flags),
+        search_final=re.compile(any_of(full_final), flags),
+        spellings=tuple(re.compile(any_of([one]), flags) for one in full_final),
         line_start=line_start,
-        trigger="\n" if line_start else single if single and not single.isalpha() else "",
+        trigger="\n" if line_start else single if only else "",
     )
 
 
-def opens_quotation(text: str, at: int) -> str | None:
-    """The sign that would close the quotation opened at `text[at - 1]`, or None where none is opened there.
+def is_quoted(text: str, begin: int, end: int) -> bool | None:
+    """Whether quote signs stand directly round `text[begin:end]`; None: the text ends before that can be told.
 
     A sign glued to the word before it is a closing quote: in `"yes"<R>"no"` the marker is not quoted.
     """
-    closing = QUOTES.get(text[at - 1]) if at else None
+    closing = QUOTES.get(text[begin - 1]) if begin else None
     if closing is None:
-        return None
-    before = text[at - 2] if at > 1 else "\n"
-    glued = before in CLOSES_BEFORE or (before.isascii() and before.isalnum())
-    return None if glued else closing
+        return False
+    before = text[begin - 2] if begin > 1 else "\n"
+    if before in CLOSES_BEFORE or (before.isascii() and before.isalnum()):
+        return False
+    after = text[end : end + 2]
+    after = after[1:] if after[:1] in CLOSES_AFTER else after[:1]
+    return after == closing if after else None
 
 
 def emphasis_open_after(text: str, end: int, words: int) -> str:
-    """The emphasis run that a marker leaves open behind itself: `**` in `**Here is my response:`.
+    """What closes the emphasis that a marker leaves open behind itself: `**` for `**Here is my response:`.
 
     `words` is where the marker's words begin, `end` where the marker ends.
     """
     begin = words
     while begin > max(0, words - 3) and text[begin - 1] in EMPHASIS:
         begin -= 1
-    closed_inside = text[words:end].rstrip(":\uff1a\r\n \t\u00a0")[-1:] in ("*", "_")
-    return "" if closed_inside else text[begin:words]
+    # Behind a word the signs close an emphasis of the thought, as in `**Done.**<R>`: they do not belong to the marker.
+    opened = begin == 0 or text[begin - 1].isspace() or text[begin - 1] in "#>"
+    closed_inside = text[words:end].rstrip(f"{''.join(COLONS)}\r\n{SPACES}")[-1:] in ("*", "_")
+    # Emphasis does not reach over the end of a line.
+    return text[begin:words][::-1] if opened and not closed_inside and text[end - 1] != "\n" else ""

@@ -8,8 +8,9 @@ The rules, with what they cost:
 - Text whose place is not known is thought. A thought that is never closed is all thought, and not `complete`.
 - Text before a late opening marker is hidden. If the opening marker was left out, the closing marker still ends the
   thought.
-- A marker inside quotes or backticks (directly round it) is a mention and ends nothing. Where the format asks for line
-  starts, so is a marker in the middle of a line.
+- A marker inside quotes or backticks (directly round it, or with one punctuation mark as in `"<R>,"`) is a mention and
+  ends nothing. Where the format asks for line starts, so is a marker in the middle of a line.
+- Where one marker begins another, the one that a stream completes first counts.
 - A thought that begins again inside the response is hidden again.
 - A closing marker inside the response is text.
 - Direct answers are watched too: an opening marker begins a thought, and a closing marker without one means that what
@@ -22,17 +23,22 @@ second thought inside a response.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 
 from thinkserve.thoughts.format import ThoughtFormat, get_format
-from thinkserve.thoughts.markers import MarkerScanner, emphasis_open_after, opens_quotation
+from thinkserve.thoughts.markers import MarkerScanner, emphasis_open_after, is_quoted
 from thinkserve.thoughts.output import Kind, Output, Piece, Response
 
-# How much settled text is kept: emphasis before a marker (3) and a quote sign with the character before it (2).
+# How much settled text is kept: emphasis before a marker with the character before it (4), or a quote sign with the
+# character before it (2).
 CONTEXT = 4
 # White space that opens a line of the response is its indentation up to this many characters, and dropped beyond:
 # what waits for the response to begin stays bounded.
 MAX_INDENT = 200
+# A long text is taken in blocks: behind each marker what is left of the block is copied, so a text full of markers
+# would else take time in the square of its length.
+BLOCK = 4096
 
 
 class State(Enum):
@@ -95,6 +101,16 @@ class ThoughtSplitter:
         return self._state is State.BROKEN
 
     @property
+    def settled(self) -> int:
+        """How many characters of the output are settled: those before what is held back."""
+        return self._offset
+
+    @property
+    def holding(self) -> bool:
+        """Whether text is held back that may still become a marker."""
+        return bool(self._held)
+
+    @property
     def complete(self) -> bool:
         """Whether the output may end here: no thought is open, and none that is required is missing."""
         return self._kind == "response"
@@ -107,9 +123,13 @@ class ThoughtSplitter:
                 return []
             start = self._offset
             self._offset = start + len(text)
-            self._context = text if len(text) >= CONTEXT else (self._context + text)[-CONTEXT:]
+            # Not cut to CONTEXT characters where it is short: this runs once a delta.
+            self._context = text if CONTEXT <= len(text) <= BLOCK else (self._context + text)[-CONTEXT:]
             return [Piece(self._kind, text, start)]
-        return self._advance(text, final=False) if text else []
+        pieces: list[Piece] = []
+        for begin in range(0, len(text), BLOCK):
+            pieces += self._advance(text[begin : begin + BLOCK], final=False)
+        return pieces
 
     def flush(self) -> list[Piece]:
         """The output has ended: return what was held back."""
@@ -133,7 +153,7 @@ class ThoughtSplitter:
         # None: nothing is looked for; "" is in every text, so every text is searched.
         self._trigger = None if self._scanner is None else self._scanner.trigger
         if self._kind == "response":
-            self._swallowing = self._on_marker_line = True
+            self._swallowing = True
 
     def _advance(self, text: str, *, final: bool) -> list[Piece]:
         """The general path: settle what can be settled of the text held back and the new text."""
@@ -152,12 +172,12 @@ class ThoughtSplitter:
         at = start  # where to look for the next marker: what lies between start and at holds mentions only
         while True:
             if self._swallowing:
-                start = at = self._swallow(buffer, start, final=final)
+                body = self._swallow(buffer, start, final=final)
+                buffer, base = "\n" + buffer[body:], base + body - 1
+                start = at = 1
                 if self._swallowing:
                     break
-            scanner = self._scanner
-            search = None if scanner is None else scanner.search_final if final else scanner.search
-            match = None if search is None else search.search(buffer, at)
+            match = None if self._scanner is None else self._scanner.find(buffer, at, final=final)
             if match is None:
                 settle(len(buffer))
                 break
@@ -165,17 +185,18 @@ class ThoughtSplitter:
             if group == "partial":
                 settle(begin)
                 break
-            quote = opens_quotation(buffer, match.start(group))
-            if quote is not None:
-                if end == len(buffer) and not final:  # the next character tells a mention from a marker
-                    settle(begin)
-                    break
-                # A quotation that the end of the output cuts off is read as what shows less.
-                if buffer[end : end + 1] == quote or (end == len(buffer) and group == "closing"):
-                    at = end
-                    continue
+            quoted = is_quoted(buffer, match.start(group), end)
+            if quoted is None and not final:  # the next characters tell a mention from a marker
+                settle(begin)
+                break
+            # A quotation that the end of the output cuts off is read as what shows less.
+            if quoted or (quoted is None and group == "closing"):
+                at = end
+                continue
             settle(begin)
-            self._pass_marker(group, emphasis_open_after(buffer, end, match.start(group)))
+            self._pass_marker(group)
+            self._emphasis = emphasis_open_after(buffer, end, match.start(group))
+            self._on_marker_line = buffer[end - 1] != "\n"
             # What follows a marker is like the start of a line, though it may stand on the marker's own.
             buffer, base = "\n" + buffer[end:], base + end - 1
             start = at = 1
@@ -187,7 +208,7 @@ class ThoughtSplitter:
         self._quick = not (self._held or self._swallowing or at_line_start)
         return pieces
 
-    def _pass_marker(self, group: str, emphasis: str) -> None:
+    def _pass_marker(self, group: str) -> None:
         """Change the state at a marker."""
         if group == "opening":
             self._enter(State.THOUGHT)
@@ -195,7 +216,6 @@ class ThoughtSplitter:
             self._enter(State.BROKEN)
         else:
             self._enter(State.RESPONSE)
-            self._emphasis = emphasis
 
     def _swallow(self, buffer: str, start: int, *, final: bool) -> int:
         """Drop a marker's closing emphasis and the white space before a response; return where the rest begins.
@@ -245,7 +265,9 @@ def strip_thoughts(text: str, format: ThoughtFormat | str) -> Response:
     format = get_format(format)
     splitter = ThoughtSplitter(format, direct=True)
     pieces = splitter.feed(text) + splitter.flush()
+    if splitter.state is State.DIRECT:
+        return Response(text)
     if splitter.broken:
-        splitter = ThoughtSplitter(format)
+        splitter = ThoughtSplitter(replace(format, thought_required=True))
         pieces = splitter.feed(text) + splitter.flush()
     return Response("".join(piece.text for piece in pieces if piece.kind == "response"))

@@ -1,0 +1,97 @@
+"""A gateway on a real loopback socket, in front of scripted engines, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from thinkserve.engines.engine import Endpoint
+from thinkserve.gateway.app import Gateway
+from thinkserve.gateway.config import GatewayConfig
+from thinkserve.gateway.keys import Keys, Role
+from thinkserve.gateway.upstream import Pool, Upstream
+from thinkserve.thoughts import ThoughtFormat, get_format
+
+JSON = dict[str, Any]
+
+
+@dataclass
+class Running:
+    """A gateway that runs, and a client of it."""
+
+    gateway: Gateway
+    url: str
+    http: aiohttp.ClientSession
+
+    async def post(self, body: object, **headers: str) -> tuple[int, JSON]:
+        """Ask for a chat completion; return the HTTP status and the answer."""
+        async with self.http.post(f"{self.url}/v1/chat/completions", json=body, headers=headers) as response:
+            return response.status, msgspec.json.decode(await response.read())
+
+    async def stream(self, body: JSON, **headers: str) -> list[JSON | str]:
+        """Ask for a streamed chat completion; return its events, with comments as strings."""
+        async with self.http.post(
+            f"{self.url}/v1/chat/completions", json={**body, "stream": True}, headers=headers
+        ) as response:
+            raw = (await response.read()).decode()
+        assert response.status == 200, raw
+        events: list[JSON | str] = []
+        for event in raw.split("\n\n"):
+            if event.startswith("data: {"):
+                events.append(msgspec.json.decode(event[6:]))
+            elif event:
+                events.append(event)
+        return events
+
+
+def content(events: list[JSON | str], index: int = 0) -> str:
+    """The text that a stream's events add up to."""
+    parts = [
+        choice["delta"].get("content") or ""
+        for event in events
+        if isinstance(event, dict)
+        for choice in event.get("choices", [])
+        if choice["index"] == index
+    ]
+    return "".join(parts)
+
+
+StartGateway = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start_gateway() -> AsyncIterator[StartGateway]:
+    """Starts gateways: `await start_gateway(upstream_url, ..., format="tpo-generic", keys={...}, **config)`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            *urls: str,
+            format: str | ThoughtFormat = "tpo-generic",
+            keys: dict[str, Role] | None = None,
+            skip_special_tokens: bool = True,
+            **config: Any,
+        ) -> Running:
+            settings = GatewayConfig(**{"format": get_format(format), "model_name": "thinker", **config})
+            upstreams = [
+                Upstream(Endpoint(url), name=url, idle_seconds=settings.idle_seconds) for url in urls
+            ]
+            gateway = Gateway(
+                settings, Pool(upstreams), Keys(keys or {}), skip_special_tokens=skip_special_tokens
+            )
+            runner = web.AppRunner(
+                gateway.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
+            )
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            return Running(gateway, f"http://127.0.0.1:{runner.addresses[0][1]}", http)
+
+        yield start

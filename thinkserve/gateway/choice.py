@@ -1,0 +1,308 @@
+"""One choice of an answer: takes what the engine generates, gives out what the client may see.
+
+A plain object without I/O. All that decides about a response is here, once, for streamed and gathered answers alike:
+the splitter, stop strings, the bounds on thought and response, token counts and logprobs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from thinkserve.gateway.errors import FormatBroken
+from thinkserve.gateway.stops import StopMatcher
+from thinkserve.gateway.tokens import TokenTexts, trimmed
+from thinkserve.gateway.wire import TokenLogprob
+from thinkserve.thoughts import Piece, ThoughtFormat, ThoughtSplitter
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many tokens a choice may have; None: as many as the engine gives."""
+
+    response: int | None = None
+    thought: int | None = None
+    total: int | None = None
+
+
+@dataclass(slots=True)
+class Visible:
+    """What the client gets next: a stretch of the response, with the logprobs of its tokens if they were asked for."""
+
+    text: str
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A stretch of the output that is not settled yet, and its tokens (more than one only for a lone character)."""
+
+    start: int
+    end: int
+    tokens: int
+    logprobs: list[TokenLogprob]
+
+
+# A stretch of the response and the logprobs of its token; the second token of a lone character has no text.
+Entry = tuple[str, TokenLogprob | None]
+
+
+class Choice:
+    """The state of one choice. `feed` it chunks; it is over when `finish_reason` is set, by itself or by `finish`."""
+
+    def __init__(
+        self,
+        format: ThoughtFormat,
+        *,
+        direct: bool = False,
+        stops: tuple[str, ...] = (),
+        bounds: Bounds = Bounds(),
+        logprobs: bool = False,
+        keep_thought: bool = False,
+        texts: TokenTexts | None = None,
+    ) -> None:
+        self._splitter = ThoughtSplitter(format, direct=direct)
+        self._stops = StopMatcher(stops) if stops else None
+        self._bounds = bounds
+        self._wants_logprobs = logprobs
+        self._texts = texts or TokenTexts()
+        self._settled_ahead: deque[Piece] = deque()  # response pieces whose tokens are not all settled
+        self._segments: deque[_Segment] = deque()
+        self._unreleased: deque[Entry] = deque()  # not free of a stop that may be beginning
+        self._free = 0  # characters at the head of `_unreleased` that are
+        self._fed = 0  # characters
+        self._keep = keep_thought
+        self._raw: list[str] = []
+        self._thought: list[str] = []
+        self._thought_taken = 0
+        self.completion_tokens = 0
+        self.response_tokens = 0
+        self.shown = False
+        self.finish_reason: str | None = None
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """The tokens that no part of was visible: thought, markers, and what followed the end of the response."""
+        return self.completion_tokens - self.response_tokens
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text that comes next would be hidden."""
+        return not self._splitter.complete
+
+    @property
+    def thought(self) -> str:
+        """The thought so far (if it was asked to be kept)."""
+        return "".join(self._thought)
+
+    def take_thought(self) -> str:
+        """What was added to the thought since this was last called (if the thought was asked to be kept)."""
+        taken, self._thought_taken = self._thought_taken, len(self._thought)
+        return "".join(self._thought[taken:])
+
+    def count(self, completion_tokens: int) -> None:
+        """Correct the count of all tokens by the engine's own, where chunks came without token ids."""
+        self.completion_tokens = completion_tokens
+        self.response_tokens = min(self.response_tokens, completion_tokens)
+
+    @property
+    def raw(self) -> str:
+        """The output so far (if the thought was asked to be kept)."""
+        return "".join(self._raw)
+
+    @property
+    def over_thought_budget(self) -> bool:
+        """Whether the thought has used up its bound, and the response has not begun."""
+        return (
+            self._bounds.thought is not None
+            and self.thinking
+            and not self._splitter.holding
+            and self.completion_tokens > self._bounds.thought
+            and not self.shown
+        )
+
+    @property
+    def lost_to(self) -> str | None:
+        """What ended the output before its response began, in the manner of OpenAI's `incomplete_details.reason`."""
+        if self.finish_reason != "length" or self.shown or not self.thinking:
+            return None
+        bounds = self._bounds
+        if bounds.thought is not None and self.completion_tokens > bounds.thought:
+            return "max_thought_tokens"
+        return "context_length" if bounds.total is None else "max_completion_tokens"
+
+    def feed(
+        self,
+        text: str,
+        tokens: int,
+        ids: list[int] | None = None,
+        logprobs: list[TokenLogprob] | None = None,
+    ) -> Visible | None:
+        """Take a chunk of the output; return what it makes visible.
+
+        Args:
+            text: what the engine added; may be empty for a token that completes no character.
+            tokens: how many tokens it is.
+            ids: their ids, where the engine told them.
+            logprobs: their logprobs, where they were asked for.
+        """
+        total = self._bounds.total
+        if total is not None and self.completion_tokens + tokens > total:
+            return self._cut_at_total(text, total - self.completion_tokens, tokens, ids, logprobs)
+        self.completion_tokens += tokens
+        if self._keep:
+            self._raw.append(text)
+        pieces = self._splitter.feed(text)
+        # The two cases that nearly all chunks are: all of it hidden, or all of it visible at once.
+        if len(pieces) == 1 and not self._segments and len(pieces[0].text) == len(text):
+            piece = pieces[0]
+            if piece.kind == "thought":
+                self._fed += len(text)
+                if self._keep:
+                    self._thought.append(text)
+                return None
+            limit = self._bounds.response
+            if not self._wants_logprobs and (limit is None or self.response_tokens + tokens < limit):
+                self._fed += len(text)
+                self.response_tokens += tokens
+                return self._release([(text, None)])
+        self._queue(text, tokens, ids, logprobs)
+        return self._settle(pieces)
+
+    def finish(self, reason: str) -> Visible | None:
+        """The engine has ended the output; return what was held back.
+
+        Raises:
+            FormatBroken: nothing was shown, and the output ended by itself inside its thought; or what was shown of a
+                direct answer turned out to be a thought.
+        """
+        visible = self._settle(self._splitter.flush(), final=True)
+        if self.finish_reason is None:
+            visible = _joined(visible, self._flush_stops())
+            if self.thinking and not self.shown and reason != "length":
+                raise FormatBroken("the thought was never closed")
+            self.finish_reason = reason
+        return visible
+
+    def _cut_at_total(
+        self, text: str, left: int, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None
+    ) -> Visible | None:
+        """The engine gave more than the client's bound on the whole output: take what fits, and end."""
+        visible = None
+        if left > 0:
+            fits = sum(self._texts.lengths(text, ids, tokens, logprobs)[:left])
+            visible = self.feed(text[:fits], left, ids and ids[:left], logprobs and logprobs[:left])
+        if self.finish_reason is None:
+            visible = _joined(visible, self.finish("length"))
+        return visible
+
+    def _queue(
+        self, text: str, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None
+    ) -> None:
+        """Queue the tokens of a chunk, to be counted when the splitter has settled their text."""
+        entries = logprobs or []
+        # Text without a token is the gateway's own: the closing marker of a thought that it cut.
+        lengths = self._texts.lengths(text, ids, tokens, logprobs) if tokens else [len(text)]
+        for at, length in enumerate(lengths):
+            entry = entries[at : at + 1] if len(entries) == len(lengths) else []
+            end = self._fed + length
+            last = self._segments[-1] if self._segments else None
+            if last is not None and last.end == last.start:
+                # A token that completed no character belongs to the one that does.
+                last.end, last.tokens = end, last.tokens + min(tokens, 1)
+                last.logprobs += entry
+            else:
+                self._segments.append(_Segment(self._fed, end, min(tokens, 1), entry))
+            self._fed = end
+
+    def _settle(self, pieces: list[Piece], *, final: bool = False) -> Visible | None:
+        """Count the tokens whose text is settled by now, and release what of it is visible."""
+        for piece in pieces:
+            if piece.kind == "response":
+                self._settled_ahead.append(piece)
+            elif self._keep:
+                self._thought.append(piece.text)
+        if self._splitter.broken:
+            raise FormatBroken("a direct answer held a thought")
+        limit = self._bounds.response
+        settled = self._fed if final else self._splitter.settled
+        out: list[Entry] = []
+        while self._segments and (limit is None or self.response_tokens < limit):
+            segment = self._segments[0]
+            if not final and (segment.end > settled or segment.end == segment.start):
+                break
+            self._segments.popleft()
+            text = self._visible_part(segment)
+            # The end-of-sequence token has no text; behind a response it is the response's.
+            if text or (segment.end == segment.start and not self.thinking):
+                self.response_tokens += segment.tokens
+            if text:
+                out += _entries(text, segment)
+        visible = self._release(out)
+        if limit is not None and self.response_tokens >= limit and self.finish_reason is None and self.shown:
+            visible = _joined(visible, self._flush_stops())
+            self.finish_reason = "length"
+        return visible
+
+    def _visible_part(self, segment: _Segment) -> str:
+        """The characters of a settled segment that are the response's."""
+        text = ""
+        ahead = self._settled_ahead
+        while ahead and ahead[0].start < segment.end:
+            piece = ahead[0]
+            text += piece.text[max(segment.start - piece.start, 0) : segment.end - piece.start]
+            if piece.start + len(piece.text) > segment.end:
+                break
+            ahead.popleft()
+        return text
+
+    def _release(self, entries: list[Entry]) -> Visible | None:
+        """Pass visible text through the stop strings; return what no stop can reach any more."""
+        if not entries:
+            return None
+        self.shown = True
+        if self._stops is None:
+            return _visible(entries)
+        free = self._stops.feed("".join(text for text, _ in entries))
+        if self._stops.matched:
+            self.finish_reason = "stop"
+        return self._free_to_go(entries, free)
+
+    def _flush_stops(self) -> Visible | None:
+        return None if self._stops is None else self._free_to_go([], self._stops.flush())
+
+    def _free_to_go(self, entries: list[Entry], free: str) -> Visible | None:
+        """Release `free` characters more: as text, or in whole tokens where their logprobs go with them."""
+        if not self._wants_logprobs:
+            return Visible(free) if free else None
+        self._unreleased += entries
+        self._free += len(free)
+        out: list[Entry] = []
+        while self._unreleased and len(self._unreleased[0][0]) <= self._free:
+            out.append(self._unreleased.popleft())
+            self._free -= len(out[-1][0])
+        if self._free and self.finish_reason is not None and self._unreleased:
+            # The stop string begins inside this token.
+            text, entry = self._unreleased.popleft()
+            text = text[: self._free]
+            out.append((text, entry and trimmed(entry, text)))
+        return _visible(out) if out else None
+
+
+def _entries(text: str, segment: _Segment) -> list[Entry]:
+    """The visible text of a segment, with the logprobs of its tokens cut to what is visible."""
+    if not segment.logprobs:
+        return [(text, None)]
+    whole = len(text) == segment.end - segment.start
+    first, *others = segment.logprobs if whole else [trimmed(segment.logprobs[0], text)]
+    return [(text, first), *(("", entry) for entry in others)]
+
+
+def _visible(entries: list[Entry]) -> Visible:
+    return Visible("".join(text for text, _ in entries), [entry for _, entry in entries if entry is not None])
+
+
+def _joined(first: Visible | None, second: Visible | None) -> Visible | None:
+    if first is None or second is None:
+        return first or second
+    return Visible(first.text + second.text, first.logprobs + second.logprobs)
