@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def serving(
 
 
 @pytest.fixture
-async def upstream() -> object:
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
     async with ScriptedUpstream(Script(chunked(OUTPUT, 4))) as scripted:
         yield scripted
 
@@ -139,7 +140,7 @@ def test_engine_flags_that_would_leak_are_refused(flag: str) -> None:
     assert flag in fails(2, "serve", "--engine", "vllm", "--", flag, "x")
 
 
-def test_a_port_in_use_is_one_line_that_names_it(upstream: ScriptedUpstream) -> None:
+def test_a_port_in_use_is_one_line_that_names_it() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -148,7 +149,7 @@ def test_a_port_in_use_is_one_line_that_names_it(upstream: ScriptedUpstream) -> 
             2,
             "serve",
             "--upstream",
-            upstream.url,
+            "http://127.0.0.1:9",
             "--served-model-name",
             "m",
             "--thought-format",
@@ -171,7 +172,7 @@ def test_a_key_file_without_keys_is_one_line(tmp_path: Path) -> None:
 def test_every_option_has_a_help_text_and_an_environment_variable() -> None:
     for command in ("serve", "chat", "split"):
         text = run(command, "--help").stdout.decode()
-        options = re.findall(r"^\s+(--[a-z-]+)(.*(?:\n\s{10,}.*)*)", text, flags=re.MULTILINE)
+        options = re.findall(r"^ {2}(--[a-z-]+)(.*(?:\n\s{10,}.*)*)", text, flags=re.MULTILINE)
         assert len(options) > 2
         for name, described in options:
             assert re.search(r"[A-Za-z]{3}", described), f"{command} {name} has no help"
@@ -186,20 +187,19 @@ def test_doctor_tells_what_would_be_used() -> None:
 
 
 async def test_serve_stands_in_front_of_an_upstream(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    import asyncio
-
     def talk() -> None:
         with serving("--upstream", upstream.url, "--thought-format", "tpo-generic", log=tmp_path / "log") as (
             process,
             url,
         ):
-            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-            assert [model.id for model in client.models.list()] == ["scripted"]
-            answer = client.chat.completions.create(
-                model="scripted", messages=[{"role": "user", "content": "hi"}]
-            )
-            assert answer.choices[0].message.content == "Public answer."
-            assert json.load(urllib.request.urlopen(f"{url}/ready"))["status"] == "ready"
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+                assert [model.id for model in client.models.list()] == ["scripted"]
+                answer = client.chat.completions.create(
+                    model="scripted", messages=[{"role": "user", "content": "hi"}]
+                )
+                assert answer.choices[0].message.content == "Public answer."
+            with urllib.request.urlopen(f"{url}/ready") as ready:
+                assert json.load(ready)["status"] == "ready"
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         assert "SECRET" not in (tmp_path / "log").read_text()

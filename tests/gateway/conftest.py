@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from openai import AsyncOpenAI
 
 from thinkserve.engines.engine import Endpoint
 from thinkserve.gateway.app import Gateway
@@ -95,3 +96,62 @@ async def start_gateway() -> AsyncIterator[StartGateway]:
             return Running(gateway, f"http://127.0.0.1:{runner.addresses[0][1]}", http)
 
         yield start
+
+
+@dataclass
+class Answer:
+    """What one choice of a streamed answer adds up to, as the official client sees it."""
+
+    content: str = ""
+    finish_reason: str | None = None
+    tokens: list[str] = field(default_factory=list)
+    """The tokens of its logprobs."""
+    usage: JSON | None = None
+
+
+async def streamed(client: AsyncOpenAI, **request: Any) -> list[Answer]:
+    """Ask for a stream through the official client; return its choices, by index."""
+    answers: dict[int, Answer] = {}
+    usage: JSON | None = None
+    stream = await client.chat.completions.create(model="thinker", stream=True, **request)
+    async for chunk in stream:
+        usage = chunk.usage.model_dump() if chunk.usage is not None else usage
+        for choice in chunk.choices:
+            answer = answers.setdefault(choice.index, Answer())
+            answer.content += choice.delta.content or ""
+            answer.finish_reason = choice.finish_reason or answer.finish_reason
+            if choice.logprobs is not None:
+                answer.tokens += [entry.token for entry in choice.logprobs.content or []]
+    for answer in answers.values():
+        answer.usage = usage
+    return [answers[index] for index in sorted(answers)]
+
+
+async def gathered(client: AsyncOpenAI, **request: Any) -> list[Answer]:
+    """Ask for a whole answer through the official client; return its choices, by index."""
+    completion = await client.chat.completions.create(model="thinker", **request)
+    return [
+        Answer(
+            choice.message.content or "",
+            choice.finish_reason,
+            [entry.token for entry in (choice.logprobs and choice.logprobs.content) or []],
+            completion.usage.model_dump() if completion.usage is not None else None,
+        )
+        for choice in sorted(completion.choices, key=lambda choice: choice.index)
+    ]
+
+
+Connect = Callable[..., AsyncOpenAI]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes official clients: `connect(running, api_key="...")`. They do not retry, so that errors are seen."""
+    async with AsyncExitStack() as stack:
+
+        def connect(running: Running, api_key: str = "none") -> AsyncOpenAI:
+            client = AsyncOpenAI(base_url=f"{running.url}/v1", api_key=api_key, max_retries=0, timeout=30)
+            stack.push_async_callback(client.close)
+            return client
+
+        yield connect
