@@ -38,7 +38,18 @@ EMPHASIS = "*_"
 # A letter or digit of a script that puts spaces between words.
 WORD_CHARACTER = "(?![\u2e80-\U0010ffff])[^\\W_]"
 
-QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb"}
+QUOTES = {
+    '"': '"',
+    "'": "'",
+    "`": "`",
+    "\u201c": "\u201d",
+    "\u2018": "\u2019",
+    "\u201e": "\u201c",
+    "\u00ab": "\u00bb",
+    "\u2039": "\u203a",
+    "\u300c": "\u300d",
+    "\u300e": "\u300f",
+}
 # A quote sign right after one of these closes a quotation, it does not open one: `"yes."<R>"no"`.
 CLOSES_BEFORE = frozenset(".!?)]}%")
 # One of these may stand between a quoted marker and the quote sign: `I write it after "<R>," then`.
@@ -56,7 +67,8 @@ def _atoms(spelling: str, *, line_start: bool) -> list[str]:
     atoms: list[str] = []
     for token in re.findall(r"\s+|.", body, flags=re.DOTALL):
         if token.isspace():
-            atoms.append(f"[{SPACES}{token}]{{1,{max(4, len(token))}}}")
+            line_end = "\r" if "\n" in token else ""
+            atoms.append(f"[{SPACES}{token}{line_end}]{{1,{max(4, len(token))}}}")
         elif token in "'\u2019":
             atoms.append("['\u2019]")
         else:

@@ -16,9 +16,9 @@ The rules, with what they cost:
 - Direct answers are watched too: an opening marker begins a thought, and a closing marker without one means that what
   came before was a thought, so the output is `broken` and nothing after it is shown.
 
-What risk remains: a thought that states its own closing marker bare (not quoted, and at a line start where the format
-asks for that) ends there, and what it goes on to think is shown. Formats without an opening marker cannot hide a
-second thought inside a response.
+What risk remains: a thought that states its own closing marker otherwise (bare, in a longer quotation or code span, and
+at a line start where the format asks for that, as in a fenced block or behind `>`) ends there, and what it goes on to
+think is shown. Formats without an opening marker cannot hide a second thought inside a response.
 """
 
 from __future__ import annotations
