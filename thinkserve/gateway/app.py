@@ -173,10 +173,8 @@ def _with_errors(handler: Handler, metrics: Metrics) -> Handler:
         except Exception:
             # The traceback is the operator's; it names code, and no request's or output's text.
             logger.exception("unexpected error in %s %s", http.method, http.path)
-            error = ApiError(
-                500, "internal error of the gateway; the operator's log has it", type="server_error"
-            )
-            answer = web.Response(body=error.body(), status=500, headers=JSON)
+            failure = ApiError(500, "internal error of the gateway; its log has it", type="server_error")
+            answer = web.Response(body=failure.body(), status=500, headers=JSON)
         metrics.requests.labels(str(answer.status)).inc()
         return answer
 

@@ -90,7 +90,7 @@ class Streamed:
         self._sent = [False] * request.n
         self._out: list[bytes] = []
         self._head: asyncio.Task[None] | None = None
-        self.begun = False
+        self._head_sent = False
         self._writing_since: float | None = None
         self._last_write = time.monotonic()
         self._loop = asyncio.get_running_loop()
@@ -100,8 +100,13 @@ class Streamed:
     def sent(self, index: int) -> bool:
         return self._sent[index]
 
+    @property
+    def begun(self) -> bool:
+        """Whether the answer is a stream by now, so that an error can only be its last event."""
+        return self._head is not None
+
     async def opened(self) -> None:
-        if not self.begun:
+        if not self._head_sent:
             await self._begin()
 
     async def _begin(self) -> None:
@@ -115,7 +120,7 @@ class Streamed:
         roles = b"".join(writer.delta({"role": "assistant", "content": ""}) for writer in self._writers)
         await self._response.write(roles)
         self._last_write = time.monotonic()
-        self.begun = True
+        self._head_sent = True
 
     def write(self, index: int, visible: Visible) -> None:
         self._sent[index] = True
@@ -133,7 +138,7 @@ class Streamed:
 
     async def flush(self) -> None:
         if self._out:
-            if not self.begun:
+            if not self._head_sent:
                 await self._begin()
             data = b"".join(self._out)
             self._out.clear()
@@ -156,7 +161,7 @@ class Streamed:
                 and self._http.transport is not None
             ):
                 self._http.transport.abort()
-        elif not self.begun:
+        elif not self._head_sent:
             self._in_background(self._begin())
         elif now - self._last_write >= every * 0.9:
             self._in_background(self._write(b": thinking\n\n"))

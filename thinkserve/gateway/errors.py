@@ -8,9 +8,20 @@ generated anything.
 
 from __future__ import annotations
 
+import reprlib
+
 import msgspec
 
 INVALID = "invalid_request_error"
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 50
+
+
+def shown(value: object) -> str:
+    """A client's value as an error message may show it: short, however large or deep it is."""
+    text = _short.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class ApiError(Exception):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from thinkserve.gateway.errors import ApiError, invalid
+from thinkserve.gateway.errors import ApiError, invalid, shown
+from thinkserve.gateway.wire import MAX_DEPTH, nested_within
 from thinkserve.thoughts import ThoughtFormat, strip_thoughts
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -45,8 +46,10 @@ def _message(where: str, message: Any, format: ThoughtFormat, allow: frozenset[s
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise invalid(
-            f"{where}.role", f"{where}.role must be one of {', '.join(ROLES)}, not {str(role)[:40]!r}"
+            f"{where}.role", f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}"
         )
+    if allow and not nested_within(message, MAX_DEPTH):
+        raise invalid(where, f"{where} is nested too deep; {MAX_DEPTH} levels are taken")
     for key, value in message.items():
         if key not in KEPT and key not in DROPPED and key not in allow and value is not None:
             raise invalid(
@@ -85,7 +88,7 @@ def _part(where: str, part: Any, allow: frozenset[str]) -> dict[str, Any]:
         raise invalid(f"{where}.text", f"{where}.text must be a string")
     raise ApiError(
         400,
-        f"{where}.type must be text, not {str(kind)[:40]!r}; the operator may let other parts pass with --allow-field",
+        f"{where}.type must be text, not {shown(kind)}; the operator may let other parts pass with --allow-field",
         param=f"{where}.type",
     )
 
@@ -93,12 +96,13 @@ def _part(where: str, part: Any, allow: frozenset[str]) -> dict[str, Any]:
 def _without_thoughts(
     content: str | list[dict[str, Any]], format: ThoughtFormat
 ) -> str | list[dict[str, Any]]:
+    # A `Response` is a str of its own type, which the JSON encoder does not take.
     if isinstance(content, str):
-        return strip_thoughts(content, format)
+        return str(strip_thoughts(content, format))
     # A marker may be cut in two by a part's border, so the parts are read as the one text that they are.
     others = [part for part in content if part["type"] != "text"]
     text = "".join(part["text"] for part in content if part["type"] == "text")
-    return [{"type": "text", "text": strip_thoughts(text, format)}, *others]
+    return [{"type": "text", "text": str(strip_thoughts(text, format))}, *others]
 
 
 def _asked_to_think(content: str | list[dict[str, Any]], format: ThoughtFormat) -> str | list[dict[str, Any]]:

@@ -7,7 +7,6 @@ values below and never forwarded or patched, so nothing rides along (duplicate k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -15,26 +14,23 @@ from typing import Any, Final, Literal
 import msgspec
 
 from thinkserve.gateway.config import GatewayConfig
-from thinkserve.gateway.errors import ApiError, invalid
+from thinkserve.gateway.errors import ApiError, invalid, shown
+from thinkserve.gateway.wire import MAX_DEPTH, nested_within
 
 Action = Literal["pass", "rewrite", "drop", "refuse"]
 Check = Callable[[str, Any], Any]
-
-
-def _shown(value: object) -> str:
-    """A value as an error message may show it: short."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+# What may be the beginning of a stop string is held back and looked at again with every chunk.
+MAX_STOP = 1024
 
 
 def number(low: float, high: float) -> Check:
     """A finite number within bounds (a boolean is none)."""
 
     def check(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise invalid(name, f"{name} must be a number, not {_shown(value)}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise invalid(name, f"{name} must be a number, not {shown(value)}")
         if not low <= value <= high:
-            raise invalid(name, f"{name} must be from {low:g} to {high:g}, not {_shown(value)}")
+            raise invalid(name, f"{name} must be from {low:g} to {high:g}, not {shown(value)}")
         return value
 
     return check
@@ -45,9 +41,9 @@ def integer(low: int, high: int) -> Check:
 
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise invalid(name, f"{name} must be an integer, not {_shown(value)}")
+            raise invalid(name, f"{name} must be an integer, not {shown(value)}")
         if not low <= value <= high:
-            raise invalid(name, f"{name} must be from {low} to {high}, not {_shown(value)}")
+            raise invalid(name, f"{name} must be from {low} to {high}, not {shown(value)}")
         return value
 
     return check
@@ -56,14 +52,14 @@ def integer(low: int, high: int) -> Check:
 def boolean(name: str, value: Any) -> bool:
     """true or false."""
     if not isinstance(value, bool):
-        raise invalid(name, f"{name} must be true or false, not {_shown(value)}")
+        raise invalid(name, f"{name} must be true or false, not {shown(value)}")
     return value
 
 
 def string(name: str, value: Any) -> str:
     """Any string."""
     if not isinstance(value, str):
-        raise invalid(name, f"{name} must be a string, not {_shown(value)}")
+        raise invalid(name, f"{name} must be a string, not {shown(value)}")
     return value
 
 
@@ -74,7 +70,7 @@ def one_of(*values: object) -> Check:
         # 1 == True in Python, and lists cannot be hashed: compare value and type one by one.
         if not any(value == known and type(value) is type(known) for known in values):
             listed = ", ".join(str(msgspec.json.encode(known), "utf-8") for known in values)
-            raise invalid(name, f"{name} must be one of {listed}, not {_shown(value)}")
+            raise invalid(name, f"{name} must be one of {listed}, not {shown(value)}")
         return value
 
     return check
@@ -84,7 +80,9 @@ def stop_strings(name: str, value: Any) -> tuple[str, ...]:
     """A string, or up to four."""
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise invalid(name, f"{name} must be a string or an array of strings, not {_shown(value)}")
+        raise invalid(name, f"{name} must be a string or an array of strings, not {shown(value)}")
+    if any(len(stop) > MAX_STOP for stop in stops):
+        raise invalid(name, f"{name} must hold strings of at most {MAX_STOP} characters")
     if len(stops) > 4:
         raise invalid(name, f"{name} must hold 4 strings at most, not {len(stops)}")
     if not all(stops):
@@ -95,7 +93,7 @@ def stop_strings(name: str, value: Any) -> tuple[str, ...]:
 def stream_options(name: str, value: Any) -> bool:
     """`include_usage`; `include_obfuscation` is taken and has no effect."""
     if not isinstance(value, dict):
-        raise invalid(name, f"{name} must be an object, not {_shown(value)}")
+        raise invalid(name, f"{name} must be an object, not {shown(value)}")
     for key in value:
         if key not in ("include_usage", "include_obfuscation"):
             raise invalid(f"{name}.{key}", f"{name}.{key} is not supported; include_usage is")
@@ -103,10 +101,17 @@ def stream_options(name: str, value: Any) -> bool:
     return include is not None and boolean(f"{name}.include_usage", include)
 
 
+def bounded(name: str, value: Any) -> Any:
+    """Anything that can be written again for the engine."""
+    if not nested_within(value, MAX_DEPTH):
+        raise invalid(name, f"{name} is nested too deep; {MAX_DEPTH} levels are taken")
+    return value
+
+
 def response_format(name: str, value: Any) -> dict[str, Any] | None:
     """The JSON schema that the response must fit, or None for plain text."""
     if not isinstance(value, dict):
-        raise invalid(name, f"{name} must be an object, not {_shown(value)}")
+        raise invalid(name, f"{name} must be an object, not {shown(value)}")
     match value.get("type"):
         case "text":
             return None
@@ -117,10 +122,10 @@ def response_format(name: str, value: Any) -> dict[str, Any] | None:
             schema = described.get("schema", {}) if isinstance(described, dict) else None
             if not isinstance(schema, dict):
                 raise invalid(f"{name}.json_schema", f"{name}.json_schema must be an object with a schema")
-            return schema
+            return bounded(f"{name}.json_schema", schema)
         case other:
             raise invalid(
-                f"{name}.type", f"{name}.type must be text, json_object or json_schema, not {_shown(other)}"
+                f"{name}.type", f"{name}.type must be text, json_object or json_schema, not {shown(other)}"
             )
 
 
@@ -134,7 +139,7 @@ def no_tools(name: str, value: Any) -> list[Any]:
 def metadata(name: str, value: Any) -> dict[str, str]:
     """Up to 16 pairs of strings."""
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise invalid(name, f"{name} must be an object of strings, not {_shown(value)}")
+        raise invalid(name, f"{name} must be an object of strings, not {shown(value)}")
     return value
 
 
@@ -282,18 +287,18 @@ def read_request(body: bytes, config: GatewayConfig) -> ChatRequest:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ApiError(400, f"the body is not JSON: {exc}", code="invalid_json") from exc
     if not isinstance(data, dict):
-        raise ApiError(400, f"the body must be a JSON object, not {_shown(data)}", code="invalid_json")
+        raise ApiError(400, f"the body must be a JSON object, not {shown(data)}", code="invalid_json")
     values: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, value in data.items():
         known = FIELDS.get(name)
         if name in config.allow_fields and (known is None or known.action == REFUSE):
-            extra[name] = value
+            extra[name] = bounded(name, value)
             continue
         if known is None:
             raise invalid(
-                name[:100], f"{_shown(name)} is not a field this server takes", code="unsupported_field"
+                name[:100], f"{shown(name)} is not a field this server takes", code="unsupported_field"
             )
         if value is None:  # as at OpenAI, null is the same as absent
             continue
@@ -314,7 +319,7 @@ def _request(
     messages = values.get("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid(
-            "messages", f"messages must be an array with at least one message, not {_shown(messages)}"
+            "messages", f"messages must be an array with at least one message, not {shown(messages)}"
         )
     if len(messages) > config.max_messages:
         raise invalid("messages", f"messages holds {len(messages)} messages, {config.max_messages} are taken")
@@ -322,7 +327,7 @@ def _request(
     if model is not None and model != config.model_name:
         raise ApiError(
             404,
-            f"the model {_shown(model)} does not exist; this server has {config.model_name!r}",
+            f"the model {shown(model)} does not exist; this server has {config.model_name!r}",
             param="model",
             code="model_not_found",
         )

@@ -10,12 +10,10 @@ class StopMatcher:
     longest. What may still become a match is held back.
     """
 
-    __slots__ = ("_beginnings", "_held", "_longest", "_stops", "matched")
+    __slots__ = ("_held", "_stops", "matched")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
-        self._beginnings = frozenset(stop[:length] for stop in stops for length in range(1, len(stop)))
-        self._longest = max(map(len, stops)) - 1
         self._held = ""
         self.matched = False
 
@@ -29,14 +27,21 @@ class StopMatcher:
         if found is not None:
             self.matched, self._held = True, ""
             return text[: found[1]]
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[-length:] in self._beginnings:
-                self._held = text[-length:]
-                return text[:-length]
-        self._held = ""
-        return text
+        end = len(text) - max(_begun(stop, text) for stop in self._stops)
+        self._held = text[end:]
+        return text[:end]
 
     def flush(self) -> str:
         """The text has ended: what was held back is no stop."""
         held, self._held = self._held, ""
         return held
+
+
+def _begun(stop: str, text: str) -> int:
+    """How many characters at the end of a text are the beginning of a stop string."""
+    at = max(0, len(text) - len(stop) + 1)
+    while (at := text.find(stop[0], at)) >= 0:
+        if stop.startswith(text[at:]):
+            return len(text) - at
+        at += 1
+    return 0

@@ -56,11 +56,22 @@ class Chunk(msgspec.Struct, gc=False):
     choices: list[ChunkChoice] = []
     usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
+
+# How deep a client's value may be nested that goes on to an engine; writing JSON gives up at some hundreds.
+MAX_DEPTH = 64
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 encode = msgspec.json.encode
+
+
+def nested_within(value: object, levels: int) -> bool:
+    """Whether objects and arrays are nested in a parsed value at most so many levels deep."""
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(nested_within(item, levels - 1) for item in inner)
 
 
 def usage_json(prompt: int, completion: int, reasoning: int) -> dict[str, Any]:
