@@ -230,6 +230,7 @@ def _announcement(model: str, url: str, keyed: bool) -> str:
     key = "$THINKSERVE_API_KEY" if keyed else "none"
     header = f' -H "Authorization: Bearer {key}"' if keyed else ""
     client_key = 'os.environ["THINKSERVE_API_KEY"]' if keyed else '"none"'
+    model = model or "MODEL"  # the servers behind know their models' names; they did not tell yet
     return f"""
 thinkserve {__version__} serves {model!r} at {url}/v1
 

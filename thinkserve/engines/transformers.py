@@ -122,6 +122,8 @@ def _local_path(checkpoint: Path | str) -> str:
     """The checkpoint as the server shall read it: an absolute folder, or a name on the hub."""
     path = Path(checkpoint).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"no checkpoint at {checkpoint}: the folder has no config.json")
         return str(path.resolve())
     if isinstance(checkpoint, Path) or checkpoint.startswith((".", "/", "~")):
         raise UsageError(f"no checkpoint at {checkpoint}: there is no such folder")

@@ -28,6 +28,10 @@ def _json(data: object, status: int = 200) -> web.Response:
     return web.Response(body=encode(data), status=status, headers=JSON)
 
 
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "thinkserve"}
+
+
 class Gateway:
     """One gateway: configuration, engines, keys, and the aiohttp application over them.
 
@@ -57,10 +61,13 @@ class Gateway:
         self.idle.set()
         self._keys = keys
         self._chat = ChatRoute(
-            config, pool, self.metrics, TokenTexts(config.tokenizer), skip_special_tokens=skip_special_tokens
+            config,
+            pool,
+            self.metrics,
+            TokenTexts(config.tokenizer, skip_special_tokens=skip_special_tokens),
+            skip_special_tokens=skip_special_tokens,
         )
         self._restarts = engine_restarts
-        self._model = {"id": config.model_name, "object": "model", "created": 0, "owned_by": "thinkserve"}
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._chat_completions),
             "/v1/models": ("GET", self._models),
@@ -110,21 +117,27 @@ class Gateway:
                 self.idle.set()
             self.metrics.running.dec()
 
+    @property
+    def _model_names(self) -> list[str]:
+        if self.config.model_name:
+            return [self.config.model_name]
+        return sorted({upstream.model for upstream in self.pool.upstreams if upstream.model})
+
     async def _models(self, http: web.Request) -> web.Response:
         self._caller(http)
-        return _json({"object": "list", "data": [self._model]})
+        return _json({"object": "list", "data": [_model(name) for name in self._model_names]})
 
     async def _one_model(self, http: web.Request) -> web.Response:
         self._caller(http)
-        if http.match_info["model"] != self.config.model_name:
+        name = http.match_info["model"]
+        if name not in self._model_names:
             raise ApiError(
                 404,
-                f"the model {http.match_info['model'][:100]!r} does not exist; this server has "
-                f"{self.config.model_name!r}",
+                f"the model {name[:100]!r} does not exist; this server has {', '.join(self._model_names)}",
                 param="model",
                 code="model_not_found",
             )
-        return _json(self._model)
+        return _json(_model(name))
 
     async def _health(self, http: web.Request) -> web.Response:
         return _json({"status": "ok"})

@@ -80,7 +80,7 @@ class Streamed:
             ChunkWriter(
                 id=job.id,
                 created=created,
-                model=config.model_name,
+                model=job.model_name,
                 index=index,
                 usage_field=request.include_usage,
             )
@@ -283,7 +283,7 @@ class ChatRoute:
             "id": job.id,
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": self._config.model_name,
+            "model": job.model_name,
             "choices": [self._choice(job, sink, index, choice) for index, choice in enumerate(choices)],
             "usage": self._usage(job, choices),
         }
@@ -355,7 +355,7 @@ class ChatRoute:
                 {
                     "id": job.id,
                     "created": int(time.time()),
-                    "model": self._config.model_name,
+                    "model": job.model_name,
                     "choice": index,
                     "finish_reason": choice.finish_reason,
                     "thought_tokens": choice.reasoning_tokens,

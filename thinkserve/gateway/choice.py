@@ -222,8 +222,6 @@ class Choice:
                 self._settled_ahead.append(piece)
             elif self._keep:
                 self._thought.append(piece.text)
-        if self._splitter.broken:
-            raise FormatBroken("a direct answer held a thought")
         limit = self._bounds.response
         settled = self._fed if final else self._splitter.settled
         out: list[Entry] = []
@@ -242,6 +240,9 @@ class Choice:
         if limit is not None and self.response_tokens >= limit and self.finish_reason is None and self.shown:
             visible = _joined(visible, self._flush_stops())
             self.finish_reason = "length"
+        # What comes behind the end of a response does not break it.
+        if self._splitter.broken and self.finish_reason is None:
+            raise FormatBroken("a direct answer held a thought")
         return visible
 
     def _visible_part(self, segment: _Segment) -> str:

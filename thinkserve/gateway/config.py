@@ -25,6 +25,7 @@ class GatewayConfig:
 
     format: ThoughtFormat
     model_name: str
+    """What clients call the model; "": whatever they call it passes to the engine, which knows its own models."""
     max_thought_tokens: int | None = None
     effort_budgets: Mapping[str, int | None] = field(default_factory=lambda: EFFORT_BUDGETS)
     format_retries: int = 1

@@ -80,6 +80,11 @@ class Job:
     first_shown: float | None = None
 
     @property
+    def model_name(self) -> str:
+        """What the answer calls the model."""
+        return self.config.model_name or self.request.model or ""
+
+    @property
     def thought_budget(self) -> int | None:
         """The bound on the thought, in tokens: the client's effort, and never more than the operator's."""
         bounds = [self.config.max_thought_tokens]
@@ -103,7 +108,7 @@ class Job:
         )
 
     def body(self, index: int, attempt: int) -> dict[str, Any]:
-        """What the engine is asked, less the model's name."""
+        """What the engine is asked. The model's name is the engine's own, unless clients' names pass through."""
         request = self.request
         body: dict[str, Any] = {
             "messages": self.messages,
@@ -114,6 +119,8 @@ class Job:
             "return_token_ids": True,
             "cache_salt": self.cache_salt,
         }
+        if not self.config.model_name and request.model is not None:
+            body["model"] = request.model
         if not self.skip_special_tokens:
             body["skip_special_tokens"] = False
         if request.seed is not None:
@@ -205,6 +212,7 @@ async def _run(job: Job, index: int, choice: Choice, upstream: Upstream, sink: S
 async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, sink: Sink) -> None:
     """Read until the choice is over, or its thought is over budget (then it has no finish reason)."""
     reason: str | None = None
+    before = choice.completion_tokens  # of a thought that was cut, when the engine goes on from there
     counted_by_engine = 0
     has_ids = False
     while True:
@@ -215,11 +223,10 @@ async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, si
             payloads = [DONE]
         for payload in payloads:
             if payload == DONE:
-                if reason is None:
-                    raise UpstreamFailed("the stream ended without a finish reason")
-                _take(job, index, choice, sink, choice.finish(reason))
+                # A stream that ends in good order has ended, though some servers do not say why.
+                _take(job, index, choice, sink, choice.finish(reason or "stop"))
                 if not has_ids and counted_by_engine:
-                    choice.count(counted_by_engine)
+                    choice.count(before + counted_by_engine)
                 await sink.flush()
                 await stream.finish()
                 return
@@ -229,34 +236,36 @@ async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, si
                 raise UpstreamFailed("it sent an event that is no chunk") from exc
             if chunk.error is not None:
                 raise UpstreamFailed("it reported an error in its stream")
-            if chunk.prompt_token_ids:
+            if chunk.prompt_token_ids and not before:
                 job.prompt_tokens = len(chunk.prompt_token_ids)
             if chunk.usage is not None:
-                job.prompt_tokens = chunk.usage.prompt_tokens or job.prompt_tokens
+                if not before:
+                    job.prompt_tokens = chunk.usage.prompt_tokens or job.prompt_tokens
                 counted_by_engine = chunk.usage.completion_tokens
             for part in chunk.choices:
                 if part.index:  # one choice was asked for
                     continue
                 text = (part.delta.content if part.delta is not None else None) or ""
                 ids = part.token_ids
+                logprobs = part.logprobs.content if part.logprobs is not None else None
                 if ids is not None:
                     has_ids = True
                     tokens = len(ids)
                 else:
-                    tokens = 1 if text else 0
+                    tokens = len(logprobs) if logprobs else 1 if text else 0
                 if text or tokens:
-                    logprobs = part.logprobs.content if part.logprobs is not None else None
                     visible = choice.feed(text, tokens, ids, logprobs)
                     if visible is not None or job.reveal:
                         _take(job, index, choice, sink, visible)
-                    if choice.finish_reason is not None:
+                    # Looked at with every chunk, so that the cut does not hang on how the bytes came.
+                    if choice.finish_reason is not None or (
+                        choice.over_thought_budget and part.finish_reason is None
+                    ):
                         return
                 if part.finish_reason is not None:
                     if part.finish_reason in ("error", "abort"):
                         raise UpstreamFailed("it gave up the output")
                     reason = FINISH_REASONS.get(part.finish_reason, "stop")
-        if choice.over_thought_budget and reason is None:
-            return
         await sink.flush()
 
 

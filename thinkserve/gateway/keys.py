@@ -1,7 +1,7 @@
 """API keys: who may call, and who of them is an operator.
 
 A key file has one key a line, with its role behind it: `sk-abc` or `sk-abc client` for a client, `sk-xyz operator` for an
-operator, who may ask for thoughts. Empty lines and lines that begin with `#` are passed over.
+operator, who may ask for thoughts (`operator:sk-xyz` is read too). Empty lines and lines that begin with `#` are passed over.
 """
 
 from __future__ import annotations
@@ -86,6 +86,9 @@ def read_keys(api_key: str | None, path: Path | None) -> Keys:
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             key, *rest = line.split()
+            if not rest and key.startswith(("client:", "operator:")):
+                role, _, key = key.partition(":")
+                rest = [role]
             match rest:
                 case [] | ["client"]:
                     roles[key] = "client"

@@ -45,9 +45,7 @@ def _message(where: str, message: Any, format: ThoughtFormat, allow: frozenset[s
         raise invalid(where, f"{where} must be an object, not {type(message).__name__}")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise invalid(
-            f"{where}.role", f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}"
-        )
+        raise invalid(f"{where}.role", f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}")
     if allow and not nested_within(message, MAX_DEPTH):
         raise invalid(where, f"{where} is nested too deep; {MAX_DEPTH} levels are taken")
     for key, value in message.items():

@@ -122,7 +122,8 @@ def response_format(name: str, value: Any) -> dict[str, Any] | None:
             schema = described.get("schema", {}) if isinstance(described, dict) else None
             if not isinstance(schema, dict):
                 raise invalid(f"{name}.json_schema", f"{name}.json_schema must be an object with a schema")
-            return bounded(f"{name}.json_schema", schema)
+            bounded(f"{name}.json_schema", schema)
+            return schema
         case other:
             raise invalid(
                 f"{name}.type", f"{name}.type must be text, json_object or json_schema, not {shown(other)}"
@@ -324,7 +325,7 @@ def _request(
     if len(messages) > config.max_messages:
         raise invalid("messages", f"messages holds {len(messages)} messages, {config.max_messages} are taken")
     model = values.get("model")
-    if model is not None and model != config.model_name:
+    if model is not None and config.model_name and model != config.model_name:
         raise ApiError(
             404,
             f"the model {shown(model)} does not exist; this server has {config.model_name!r}",

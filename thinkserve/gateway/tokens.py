@@ -23,8 +23,9 @@ class TokenTexts:
     tens of megabytes.
     """
 
-    def __init__(self, tokenizer: Path | None = None) -> None:
+    def __init__(self, tokenizer: Path | None = None, *, skip_special_tokens: bool = True) -> None:
         self._path = tokenizer
+        self._skip_special_tokens = skip_special_tokens  # as the engine was asked to
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -50,10 +51,14 @@ class TokenTexts:
             ends = _ends_by_bytes([entry.bytes or list(entry.token.encode()) for entry in logprobs])
         elif ids and self._tokenizer is not None:
             decoded = [
-                self._tokenizer.decode(ids[: at + 1], skip_special_tokens=False) for at in range(len(ids))
+                self._tokenizer.decode(ids[: at + 1], skip_special_tokens=self._skip_special_tokens)
+                for at in range(len(ids))
             ]
-            # Decoding alone may drop a leading space that the text has: count from the end of the text.
-            missing = len(text) - len(decoded[-1])
+            # Decoding alone may drop a leading space that the text has, and shows the bytes of a character that began
+            # before these tokens one by one: count from the end of the text. A last character that is not whole is
+            # left for the next chunk.
+            last = decoded[-1] if text.endswith("\ufffd") else decoded[-1].rstrip("\ufffd")
+            missing = len(text) - len(last)
             ends = [len(part.rstrip("\ufffd")) + missing for part in decoded]
         else:
             ends = [len(text) * (at + 1) // count for at in range(count)]

@@ -134,6 +134,8 @@ class Upstream:
     async def _probe(self) -> bool:
         timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
         async with self._client.get(f"{self._endpoint.base_url}/v1/models", timeout=timeout) as response:
+            if response.status in (404, 405, 501):
+                return True  # it answers, and has no list of models
             if response.status != 200:
                 return False
             models = msgspec.json.decode(await response.read())["data"]
@@ -150,7 +152,8 @@ class Upstream:
             ApiError: the engine refuses the request itself (400, 404, 413, 422, 429): nothing was generated.
             UpstreamFailed: it did not answer, or answered with anything else.
         """
-        body = {"model": self.model, **body}
+        if self.model is not None:
+            body.setdefault("model", self.model)
         if not self.extensions:
             body = {key: value for key, value in body.items() if key not in EXTENSIONS}
         response = await self._post(body, request_id)

@@ -167,7 +167,8 @@ class _Penalties:
         for index, row in enumerate(rows):
             if row.params.penalised:
                 prompt, output = (
-                    torch.tensor(ids, dtype=torch.long, device=device) for ids in (row.prompt_ids, row.output_ids)
+                    torch.tensor(ids, dtype=torch.long, device=device)
+                    for ids in (row.prompt_ids, row.output_ids)
                 )
                 self._counts[index] = torch.bincount(output, minlength=vocab_size)
                 self._seen[index, prompt] = True
