@@ -11,7 +11,7 @@ from aiohttp import web
 
 from thinkserve.gateway.chat import ChatRoute
 from thinkserve.gateway.config import GatewayConfig
-from thinkserve.gateway.errors import ApiError
+from thinkserve.gateway.errors import INTERNAL, ApiError
 from thinkserve.gateway.keys import Caller, Keys
 from thinkserve.gateway.metrics import Metrics
 from thinkserve.gateway.tokens import TokenTexts
@@ -82,7 +82,9 @@ class Gateway:
         app = web.Application(client_max_size=self.config.max_body_bytes)
         for path, (method, handler) in self._routes.items():
             app.router.add_route(method, path, _with_errors(handler, self.metrics))
-        app.router.add_route("GET", "/v1/models/{model:.+}", _with_errors(self._one_model, self.metrics))
+            if method == "GET":
+                app.router.add_route("HEAD", path, _with_errors(handler, self.metrics))
+        app.router.add_get("/v1/models/{model:.+}", _with_errors(self._one_model, self.metrics))
         app.router.add_route("*", "/{path:.*}", _with_errors(self._unknown, self.metrics))
         app.cleanup_ctx.append(self._lifetime)
         return app
@@ -166,7 +168,7 @@ class Gateway:
                 405,
                 f"{http.path} takes {known[0]}, not {http.method}",
                 code="method_not_allowed",
-                headers={"Allow": known[0]},
+                headers={"Allow": "GET, HEAD" if known[0] == "GET" else known[0]},
             )
         raise ApiError(
             404, f"{http.method} {http.path[:200]} is not served; what is: {served}", code="unknown_url"
@@ -186,8 +188,7 @@ def _with_errors(handler: Handler, metrics: Metrics) -> Handler:
         except Exception:
             # The traceback is the operator's; it names code, and no request's or output's text.
             logger.exception("unexpected error in %s %s", http.method, http.path)
-            failure = ApiError(500, "internal error of the gateway; its log has it", type="server_error")
-            answer = web.Response(body=failure.body(), status=500, headers=JSON)
+            answer = web.Response(body=INTERNAL.body(), status=500, headers=JSON)
         metrics.requests.labels(str(answer.status)).inc()
         return answer
 

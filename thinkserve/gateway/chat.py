@@ -8,12 +8,11 @@ import secrets
 import time
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from thinkserve.gateway.choice import Choice, Visible
 from thinkserve.gateway.config import GatewayConfig
-from thinkserve.gateway.errors import ApiError
+from thinkserve.gateway.errors import INTERNAL, ApiError
 from thinkserve.gateway.generation import Job, generate
 from thinkserve.gateway.keys import Caller
 from thinkserve.gateway.messages import upstream_messages
@@ -193,9 +192,15 @@ class Streamed:
         self._timer.cancel()
 
     async def close(self) -> web.StreamResponse:
-        """Send the rest and end the response."""
-        await self.flush()
-        await self._response.write_eof()
+        """Send the rest and end the response, in one write."""
+        await self.opened()
+        try:
+            async with asyncio.timeout(self._config.stalled_client_seconds):
+                await self._response.write_eof(b"".join(self._out))
+        except TimeoutError:
+            if self._http.transport is not None:
+                self._http.transport.abort()
+        self._out.clear()
         return self._response
 
 
@@ -320,6 +325,15 @@ class ChatRoute:
                 raise
             self._metrics.requests.labels("stream_error").inc()
             sink.fail(error)
+        except ConnectionError:
+            raise
+        except Exception:
+            if not sink.begun:
+                raise
+            # Raised further, it would be answered with a second HTTP head in the middle of the stream.
+            logger.exception("%s: unexpected error in a stream", job.id)
+            self._metrics.requests.labels("stream_error").inc()
+            sink.fail(INTERNAL)
         finally:
             sink.stop_beating()
         return await sink.close()
@@ -387,5 +401,5 @@ async def _body(http: web.Request, config: GatewayConfig) -> bytes:
         return await http.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
-    except (ValueError, web.HTTPException, msgspec.DecodeError) as exc:
+    except (ValueError, web.HTTPException, web.RequestPayloadError) as exc:
         raise ApiError(400, f"the body cannot be read: {exc}") from exc

@@ -7,7 +7,9 @@ the splitter, stop strings, the bounds on thought and response, token counts and
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from thinkserve.gateway.errors import FormatBroken
 from thinkserve.gateway.stops import StopMatcher
@@ -25,12 +27,11 @@ class Bounds:
     total: int | None = None
 
 
-@dataclass(slots=True)
-class Visible:
+class Visible(NamedTuple):
     """What the client gets next: a stretch of the response, with the logprobs of its tokens if they were asked for."""
 
     text: str
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(slots=True)
@@ -165,6 +166,9 @@ class Choice:
             if not self._wants_logprobs and (limit is None or self.response_tokens + tokens < limit):
                 self._fed += len(text)
                 self.response_tokens += tokens
+                if self._stops is None:
+                    self.shown = True
+                    return Visible(text)
                 return self._release([(text, None)])
         self._queue(text, tokens, ids, logprobs)
         return self._settle(pieces)
@@ -306,4 +310,4 @@ def _visible(entries: list[Entry]) -> Visible:
 def _joined(first: Visible | None, second: Visible | None) -> Visible | None:
     if first is None or second is None:
         return first or second
-    return Visible(first.text + second.text, first.logprobs + second.logprobs)
+    return Visible(first.text + second.text, [*first.logprobs, *second.logprobs])

@@ -97,3 +97,6 @@ def format_broken(kind: str, tries: int) -> ApiError:
         type="server_error",
         code="malformed_output",
     )
+
+
+INTERNAL = ApiError(500, "internal error of the gateway; its log has it", type="server_error")

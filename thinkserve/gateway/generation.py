@@ -206,7 +206,6 @@ async def _run(job: Job, index: int, choice: Choice, upstream: Upstream, sink: S
                 choice.finish("length")
     finally:
         stream.close()
-    await sink.flush()
 
 
 async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, sink: Sink) -> None:
@@ -227,8 +226,9 @@ async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, si
                 _take(job, index, choice, sink, choice.finish(reason or "stop"))
                 if not has_ids and counted_by_engine:
                     choice.count(before + counted_by_engine)
-                await sink.flush()
-                await stream.finish()
+                if not stream.ended:
+                    await sink.flush()  # the wait for the end of the connection is not the client's
+                    await stream.finish()
                 return
             try:
                 chunk = decode_chunk(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from thinkserve.errors import UsageError
 from thinkserve.gateway.wire import encode
+
+logger = logging.getLogger(__name__)
 
 
 class ThoughtLog:
@@ -28,8 +31,14 @@ class ThoughtLog:
             raise UsageError(f"others can read the thought log {path}; chmod 600 it, or name a new file")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one line, in one system call, so that lines of several processes do not mix."""
-        os.write(self._file, encode(record) + b"\n")
+        """Write one line, in one system call, so that lines of several processes do not mix.
+
+        A disk that is full is the operator's trouble and no reason to lose the answer.
+        """
+        try:
+            os.write(self._file, encode(record) + b"\n")
+        except OSError as exc:
+            logger.error("cannot write to the thought log (%s)", exc.strerror)
 
     def close(self) -> None:
         """Close the file."""

@@ -49,7 +49,7 @@ class TokenTexts:
             return [len(text)] * count
         if logprobs and len(logprobs) == count:
             ends = _ends_by_bytes([entry.bytes or list(entry.token.encode()) for entry in logprobs])
-        elif ids and self._tokenizer is not None:
+        elif ids and self._tokenizer is not None and all(0 <= id < 2**32 for id in ids):
             decoded = [
                 self._tokenizer.decode(ids[: at + 1], skip_special_tokens=self._skip_special_tokens)
                 for at in range(len(ids))

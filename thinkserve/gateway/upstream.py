@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from thinkserve.engines.engine import Endpoint
 from thinkserve.gateway.errors import ApiError, UpstreamFailed
@@ -51,6 +52,11 @@ class UpstreamStream:
             raise UpstreamFailed(f"the stream broke ({type(exc).__name__})") from exc
         return self._decoder.feed(block) if block else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the engine's answer has been read to its end."""
+        return self._content.at_eof()
+
     async def finish(self) -> None:
         """Read to the end after `[DONE]`, so that the connection can be used again."""
         try:
@@ -81,6 +87,7 @@ class Upstream:
         self.structural_tags = False
         """Whether a grammar may hold a thought format (vLLM's `structural_tag`)."""
         self._endpoint = endpoint
+        self._chat_url = URL(f"{endpoint.base_url}/v1/chat/completions")
         self._idle_seconds = idle_seconds
         self._session: aiohttp.ClientSession | None = None
 
@@ -168,16 +175,15 @@ class Upstream:
         return UpstreamStream(self, response)
 
     async def _post(self, body: dict[str, Any], request_id: str) -> aiohttp.ClientResponse:
-        url = f"{self._endpoint.base_url}/v1/chat/completions"
         headers = {"X-Request-Id": request_id}
         data = encode(body)
         try:
             try:
-                return await self._client.post(url, data=data, headers=headers)
+                return await self._client.post(self._chat_url, data=data, headers=headers)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 # The engine may have closed an idle connection just as it was taken from the pool. Nothing was shown
                 # to anyone, so asking once more is safe.
-                return await self._client.post(url, data=data, headers=headers)
+                return await self._client.post(self._chat_url, data=data, headers=headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             self.healthy = False
             raise UpstreamFailed(f"it cannot be reached ({type(exc).__name__})") from exc

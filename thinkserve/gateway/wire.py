@@ -7,6 +7,7 @@ two byte strings made once a choice: an event costs one string encoding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -105,7 +106,7 @@ class ChunkWriter:
     def delta(
         self,
         delta: dict[str, Any],
-        logprobs: list[TokenLogprob] | None = None,
+        logprobs: Sequence[TokenLogprob] | None = None,
         finish: str | None = None,
         **more: Any,
     ) -> bytes:
