@@ -273,9 +273,8 @@ class EngineProcess:
             # A pipe of our own: asyncio's would tie `wait()` to every child that holds it open.
             read_fd, write_fd = os.pipe()
             try:
-                await asyncio.get_running_loop().connect_read_pipe(
-                    lambda: self._log, os.fdopen(read_fd, "rb", 0)
-                )
+                reader = os.fdopen(read_fd, "rb", 0)
+                await asyncio.get_running_loop().connect_read_pipe(lambda: self._log, reader)
                 self._process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._argv),
                     stdin=asyncio.subprocess.DEVNULL,
@@ -292,10 +291,8 @@ class EngineProcess:
 
     async def _until_healthy(self) -> bool:
         """Probe until the engine answers (True) or its process has ended (False)."""
-        timeout = aiohttp.ClientTimeout(total=5)
-        async with aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self.socket)), timeout=timeout
-        ) as session:
+        connector, timeout = aiohttp.UnixConnector(str(self.socket)), aiohttp.ClientTimeout(total=5)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             while self._process is not None and self._process.returncode is None:
                 # OSError: nothing listens yet; the others: it listens, but is not up to it yet.
                 with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
@@ -355,7 +352,10 @@ class _Log(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._file is not None:
-            self._file.write(data)
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk must not close the pipe: that would end the engine
+                self._file.write(data)
         *lines, rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
         self._rest = rest[: 4 * LINE_LIMIT]  # a line without an end must not grow for ever
         for line in lines:

@@ -235,7 +235,7 @@ async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, si
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 raise UpstreamFailed("it sent an event that is no chunk") from exc
             if chunk.error is not None:
-                raise UpstreamFailed("it reported an error in its stream")
+                raise _reported(chunk.error, nothing_generated=choice.completion_tokens == 0)
             if chunk.prompt_token_ids and not before:
                 job.prompt_tokens = len(chunk.prompt_token_ids)
             if chunk.usage is not None:
@@ -267,6 +267,18 @@ async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, si
                         raise UpstreamFailed("it gave up the output")
                     reason = FINISH_REASONS.get(part.finish_reason, "stop")
         await sink.flush()
+
+
+def _reported(error: msgspec.Raw, *, nothing_generated: bool) -> Exception:
+    """An error event. vLLM refuses some requests (a bad JSON schema) only when its stream has begun."""
+    try:
+        told = msgspec.json.decode(error)
+        code, message = int(told["code"]), str(told["message"])[:500]
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        code, message = 500, ""
+    if nothing_generated and code in (400, 422):
+        return ApiError(400, message)
+    return UpstreamFailed("it reported an error in its stream")
 
 
 def _take(job: Job, index: int, choice: Choice, sink: Sink, visible: Visible | None) -> None:

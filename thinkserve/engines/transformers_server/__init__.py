@@ -3,9 +3,11 @@
 It runs as its own process (`python -m thinkserve.engines.transformers_server`), behind the gateway, on a private
 Unix socket, and speaks the part of vLLM's dialect that the gateway uses. The path of a request:
 
+    serve.py         the life of the process: load, listen, drain on SIGTERM, end
     app.py           HTTP: routes, streams, errors, shutdown                          } the event loop
     request.py       the JSON body, checked, as a frozen dataclass                    }
     prompt.py        chat template and tokenizer: messages -> token ids, ids -> text  }
+    wire.py          the JSON of replies, chunks and errors                           }
     generation.py    the bridge: deltas from the decode thread, merged for a slow reader
     worker.py        the decode thread: inbox, one batch step after the other         } the decode thread
     batch.py         continuous batching: sequences join and leave at every step      }

@@ -18,7 +18,7 @@ from aiohttp import web
 from thinkserve.engines.transformers_server import wire
 from thinkserve.engines.transformers_server.generation import Delta, Generation, GenerationFailed
 from thinkserve.engines.transformers_server.prompt import TextTokenizer
-from thinkserve.engines.transformers_server.request import BadRequest, ChatRequest
+from thinkserve.engines.transformers_server.request import ApiError, ChatRequest
 from thinkserve.engines.transformers_server.worker import DecodeThread, QueueFull
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class ChatServer:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         if self.draining:
-            raise BadRequest("the server is shutting down", status=503)
+            raise ApiError("the server is shutting down", status=503)
         self._active += 1
         self._idle.clear()
         try:
@@ -91,11 +91,11 @@ class ChatServer:
         generation = await self._accept(await http.read())
         reply = wire.ChatReply(generation, self._model, self._tokenizer)
         if not self._worker.alive:
-            raise BadRequest("the engine has failed", status=503)
+            raise ApiError("the engine has failed", status=503)
         try:
             self._worker.submit(generation)
         except QueueFull:
-            raise BadRequest("the server is at capacity; please retry later", status=503) from None
+            raise ApiError("the server is at capacity; please retry later", status=503) from None
         try:
             if generation.request.stream:
                 return await self._stream(http, generation, reply)
@@ -107,10 +107,10 @@ class ChatServer:
         try:
             decoded = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise BadRequest(f"the request body is not JSON: {exc}") from exc
+            raise ApiError(f"the request body is not JSON: {exc}") from exc
         request = ChatRequest.from_body(decoded, self._defaults)
         if request.model not in (None, self._model):
-            raise BadRequest(f"The model `{request.model}` does not exist.", "model", status=404)
+            raise ApiError(f"The model `{request.model}` does not exist.", "model", status=404)
         if len(body) > LONG_PROMPT:
             prompt_ids = await asyncio.to_thread(self._tokenizer.encode_chat, request, self._max_model_len)
         else:
@@ -144,7 +144,7 @@ class ChatServer:
             async for deltas in generation.deltas():
                 steps.append(deltas)
         except GenerationFailed as exc:
-            raise BadRequest(str(exc), status=500) from exc
+            raise ApiError(str(exc), status=500) from exc
         return _json(reply.whole(wire.merged(steps)))
 
 
@@ -152,7 +152,7 @@ class ChatServer:
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except BadRequest as exc:
+    except ApiError as exc:
         return _json(wire.error_body(str(exc), exc.status, exc.param), exc.status)
     except web.HTTPException as exc:
         return _json(wire.error_body(exc.reason, exc.status), exc.status)

@@ -14,7 +14,7 @@ import jinja2
 from transformers import AutoTokenizer
 
 from thinkserve.engines.transformers_server.detokenizer import Detokenizer
-from thinkserve.engines.transformers_server.request import BadRequest, ChatRequest
+from thinkserve.engines.transformers_server.request import ApiError, ChatRequest
 from thinkserve.errors import EngineError
 
 
@@ -51,7 +51,7 @@ class TextTokenizer:
         """The prompt of a request.
 
         Raises:
-            BadRequest: the template refuses the messages, or the prompt leaves no room for an answer.
+            ApiError: the template refuses the messages, or the prompt leaves no room for an answer.
         """
         text = self._render(request)
         # A text that cannot fit is refused before the work of tokenizing it.
@@ -59,14 +59,14 @@ class TextTokenizer:
             raise _too_long(f"{len(text)} characters", max_model_len)
         ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
         if not ids:
-            raise BadRequest("the chat template made an empty prompt of these messages", "messages")
+            raise ApiError("the chat template made an empty prompt of these messages", "messages")
         if len(ids) >= max_model_len:
             raise _too_long(f"{len(ids)} tokens", max_model_len)
         return ids
 
     def _render(self, request: ChatRequest) -> str:
         if not self._tokenizer.chat_template:
-            raise BadRequest(
+            raise ApiError(
                 "this checkpoint has no chat template, so it cannot answer chat requests", "messages"
             )
         try:
@@ -79,7 +79,7 @@ class TextTokenizer:
             )
         except (jinja2.TemplateError, ValueError, TypeError, KeyError, IndexError, AttributeError) as exc:
             # Templates raise what they like on an order of roles they do not know.
-            raise BadRequest(f"the chat template refused the messages: {exc}", "messages") from exc
+            raise ApiError(f"the chat template refused the messages: {exc}", "messages") from exc
         return text
 
     def detokenizer(self, prompt_ids: Sequence[int], *, skip_special: bool) -> Detokenizer:
@@ -127,8 +127,8 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF = _byte_alphabet()
 
 
-def _too_long(found: str, max_model_len: int) -> BadRequest:
-    return BadRequest(
+def _too_long(found: str, max_model_len: int) -> ApiError:
+    return ApiError(
         f"This model's maximum context length is {max_model_len} tokens, and the prompt has {found}, which leaves no "
         "room for an answer. Please shorten the messages.",
         "messages",

@@ -19,8 +19,8 @@ INT64 = 2**63
 RESERVED_TEMPLATE_FIELDS = {"tokenize", "add_generation_prompt", "continue_final_message", "conversation"}
 
 
-class BadRequest(Exception):
-    """The client asked for something that cannot be done; `status` and `param` go into the error body."""
+class ApiError(Exception):
+    """A request ends without a reply; message, `status` and `param` (the field at fault) go into the error body."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -60,17 +60,17 @@ class ChatRequest:
             defaults: the checkpoint's generation_config, as vLLM uses it (`do_sample` is not looked at).
 
         Raises:
-            BadRequest: a field is wrong.
+            ApiError: a field is wrong.
         """
         if not isinstance(body, dict):
-            raise BadRequest("the request body must be a JSON object")
+            raise ApiError("the request body must be a JSON object")
         fields = _Fields(body, defaults)
         options = fields.mapping("stream_options") or {}
         usage = _Fields(options, {})
         continuing = fields.flag("continue_final_message", False)
         add_prompt = fields.flag("add_generation_prompt", not continuing)
         if continuing and add_prompt:
-            raise BadRequest(
+            raise ApiError(
                 "continue_final_message and add_generation_prompt cannot both be true",
                 "continue_final_message",
             )
@@ -78,7 +78,7 @@ class ChatRequest:
         max_tokens = fields.max_tokens()
         min_tokens = fields.integer("min_tokens", 0, low=0) or 0
         if max_tokens is not None and min_tokens > max_tokens:
-            raise BadRequest(f"min_tokens is {min_tokens}, more than max_tokens, {max_tokens}", "min_tokens")
+            raise ApiError(f"min_tokens is {min_tokens}, more than max_tokens, {max_tokens}", "min_tokens")
         return cls(
             model=fields.string("model"),
             messages=_messages(body.get("messages")),
@@ -136,20 +136,20 @@ class _Fields:
         wanted = self.flag("logprobs", False)
         count = self.integer("top_logprobs", None, low=0, high=20)
         if count and not wanted:
-            raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
+            raise ApiError("top_logprobs needs logprobs: true", "top_logprobs")
         return (count or 0) if wanted else None
 
     def stop(self) -> tuple[str, ...]:
         value = self._body.get("stop")
         stops = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(stops, list) or not all(isinstance(each, str) and each for each in stops):
-            raise BadRequest("stop must be a string or a list of strings, none of them empty", "stop")
+            raise ApiError("stop must be a string or a list of strings, none of them empty", "stop")
         return tuple(stops)
 
     def stop_token_ids(self) -> tuple[int, ...]:
         value = self._body.get("stop_token_ids") or []
         if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
-            raise BadRequest("stop_token_ids must be a list of token ids", "stop_token_ids")
+            raise ApiError("stop_token_ids must be a list of token ids", "stop_token_ids")
         return tuple(value)
 
     def template_kwargs(self) -> Mapping[str, Any]:
@@ -161,19 +161,19 @@ class _Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise BadRequest(f"{name} must be true or false, not {_shown(value)}", name)
+            raise ApiError(f"{name} must be true or false, not {_shown(value)}", name)
         return value
 
     def string(self, name: str) -> str | None:
         value = self._body.get(name)
         if value is not None and not isinstance(value, str):
-            raise BadRequest(f"{name} must be a string, not {_shown(value)}", name)
+            raise ApiError(f"{name} must be a string, not {_shown(value)}", name)
         return value
 
     def mapping(self, name: str) -> dict[str, Any] | None:
         value = self._body.get(name)
         if value is not None and not isinstance(value, dict):
-            raise BadRequest(f"{name} must be an object, not {_shown(value)}", name)
+            raise ApiError(f"{name} must be an object, not {_shown(value)}", name)
         return value
 
     def integer(
@@ -185,9 +185,9 @@ class _Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # some clients' JSON has no integers
         if type(value) is not int:
-            raise BadRequest(f"{name} must be an integer, not {_shown(value)}", name)
+            raise ApiError(f"{name} must be an integer, not {_shown(value)}", name)
         if (low is not None and value < low) or (high is not None and value > high):
-            raise BadRequest(f"{name} must be {_range(low, high)}, not {value}", name)
+            raise ApiError(f"{name} must be {_range(low, high)}, not {value}", name)
         return value
 
     def number(
@@ -197,12 +197,12 @@ class _Fields:
         if value is None:
             value = self._default(name, default)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise BadRequest(f"{name} must be a number, not {_shown(value)}", name)
+            raise ApiError(f"{name} must be a number, not {_shown(value)}", name)
         too_low = value <= low if low_excluded else value < low
         if too_low or (high is not None and value > high):
             above = f"more than {low:g}" if low_excluded else f"{low:g} or more"
             below = "" if high is None else f" and at most {high:g}"
-            raise BadRequest(f"{name} must be {above}{below}, not {value}", name)
+            raise ApiError(f"{name} must be {above}{below}, not {value}", name)
         return float(value)
 
     def _default(self, name: str, default: Any) -> Any:
@@ -212,15 +212,15 @@ class _Fields:
 
 def _messages(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise BadRequest("messages must be a list of at least one message", "messages")
+        raise ApiError("messages must be a list of at least one message", "messages")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
 
 
 def _message(message: object, place: str) -> dict[str, Any]:
     if not isinstance(message, dict):
-        raise BadRequest(f"{place} must be an object, not {_shown(message)}", place)
+        raise ApiError(f"{place} must be an object, not {_shown(message)}", place)
     if not isinstance(message.get("role"), str):
-        raise BadRequest(f"{place}.role must be a string", f"{place}.role")
+        raise ApiError(f"{place}.role must be a string", f"{place}.role")
     return {**message, "content": _content(message.get("content"), f"{place}.content")}
 
 
@@ -231,13 +231,13 @@ def _content(content: object, place: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise BadRequest(f"{place} must be a string or a list of text parts", place)
+        raise ApiError(f"{place} must be a string or a list of text parts", place)
     texts = []
     for part in content:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind != "text" or not isinstance(text, str):
-            raise BadRequest(f"{place}: only text parts are supported, not {_shown(kind)}", place)
+            raise ApiError(f"{place}: only text parts are supported, not {_shown(kind)}", place)
         texts.append(text)
     return "\n".join(texts)
 

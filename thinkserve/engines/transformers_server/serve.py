@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+from pathlib import Path
 
 import torch
 from aiohttp import web
@@ -105,12 +106,15 @@ def limits(decoder: Decoder, args: argparse.Namespace) -> BatchLimits:
 
 
 def _free_memory() -> int:
-    """Bytes that can be had without swapping; a cautious guess where the system does not say."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 4 * 2**30
+    """Bytes that can be had without swapping, or without the container being killed; 4 GiB where nothing is known."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # "max" where the container has no limit
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, min(found, default=4 * 2**30))
 
 
 async def _drain(server: ChatServer, grace: float) -> None:
