@@ -310,6 +310,9 @@ async def _ask_to_answer(
         "continue_final_message": True,
         "add_generation_prompt": False,
     }
+    if job.request.schema is not None:
+        # The thought is over: a grammar with a thought in it would let free text into the response.
+        body["structured_outputs"] = response_constraint(job.request.schema, format, True)
     if job.request.max_completion_tokens is not None:
         body["max_tokens"] = max(1, job.request.max_completion_tokens - choice.completion_tokens)
     try:
