@@ -23,7 +23,7 @@ from thinkserve.engines.transformers import TransformersEngine
 from thinkserve.engines.vllm import VllmEngine
 
 POCKET = Path(__file__).parents[1] / "thinkserve" / "pocket" / "checkpoint"
-ENGINES: dict[str, type[TransformersEngine] | type[VllmEngine]] = {
+ENGINES: dict[str, type[TransformersEngine | VllmEngine]] = {
     "transformers": TransformersEngine,
     "vllm": VllmEngine,
 }

@@ -25,7 +25,9 @@ ROOT = Path(__file__).parent.parent
 OUTPUT = "Here is my thought process:\nSECRET\nHere is my response:\nPublic answer."
 
 
-def run(*arguments: str | Path, input: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    *arguments: str | Path, input: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end, away from the source folder."""
     return subprocess.run(
         [sys.executable, "-m", "thinkserve.cli", *map(str, arguments)],
@@ -33,14 +35,14 @@ def run(*arguments: str | Path, input: bytes = b"", **env: str) -> subprocess.Co
         capture_output=True,
         timeout=60,
         cwd=ROOT.parent,
-        env={**os.environ, "COLUMNS": "300", **env},
+        env={**os.environ, "COLUMNS": "300", **(env or {})},
         check=False,
     )
 
 
-def fails(code: int, *arguments: str | Path, **env: str) -> str:
+def fails(code: int, *arguments: str | Path, env: dict[str, str] | None = None) -> str:
     """Run a command that must fail with this exit code and one line; return the line."""
-    done = run(*arguments, **env)
+    done = run(*arguments, env=env)
     error = done.stderr.decode().strip()
     assert done.returncode == code, error
     assert "Traceback" not in error
@@ -129,7 +131,7 @@ def test_an_unknown_engine_is_one_line() -> None:
 
 
 def test_an_environment_variable_stands_for_an_option() -> None:
-    assert "'from-env'" in fails(2, "serve", THINKSERVE_ENGINE="from-env")
+    assert "'from-env'" in fails(2, "serve", env={"THINKSERVE_ENGINE": "from-env"})
 
 
 @pytest.mark.parametrize(

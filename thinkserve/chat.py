@@ -65,22 +65,16 @@ def _ask(
     console: Console, client: openai.OpenAI, model: str, history: list[dict[str, str]], effort: str | None
 ) -> str | None:
     """Ask once, show the answer as it comes, and return it; None where there is none."""
-    extra: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+    asked: dict[str, Any] = {"model": model, "messages": history, "stream": True}
+    asked["stream_options"] = {"include_usage": True}
+    if effort is not None:
+        asked["reasoning_effort"] = effort
     started = time.monotonic()
     answer = ""
-    finish = None
-    usage = None
+    first = finish = usage = None
     try:
         with Live(_Thinking(started), console=console, refresh_per_second=10, transient=True) as live:
-            stream: Any = client.chat.completions.create(
-                model=model,
-                messages=history,  # type: ignore[arg-type]
-                stream=True,
-                stream_options={"include_usage": True},
-                **extra,
-            )
-            first = None
-            for chunk in stream:
+            for chunk in client.chat.completions.create(**asked):
                 usage = chunk.usage or usage
                 for choice in chunk.choices:
                     finish = choice.finish_reason or finish

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -185,7 +185,7 @@ def serve(
     from thinkserve.gateway.config import GatewayConfig
     from thinkserve.gateway.keys import read_keys
 
-    if engine not in ("auto", "vllm", "transformers"):
+    if engine not in get_args(serving.EngineName):
         raise UsageError(f"--engine {engine!r} is none; choose auto, vllm or transformers")
     _log_to_stderr(log_level)
     source = serving.find_source(checkpoint, upstream or [])
@@ -195,7 +195,7 @@ def serve(
         tokenizer = source.folder / "tokenizer.json"
     config = serving.ServeConfig(
         source=source,
-        engine=engine,
+        engine=cast(serving.EngineName, engine),
         engine_args=tuple((context.obj or {}).get(ENGINE_ARGS, ())),
         gateway=GatewayConfig(
             format=serving.find_format(source, thought_format),

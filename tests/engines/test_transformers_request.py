@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from thinkserve.engines.transformers_server.request import BadRequest, ChatRequest
+from thinkserve.engines.transformers_server.request import ApiError, ChatRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -59,7 +59,7 @@ def parse(defaults: dict[str, Any] | None = None, **fields: Any) -> ChatRequest:
     ],
 )
 def test_wrong_types_and_ranges_are_refused_by_name(field: str, value: object) -> None:
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(ApiError) as caught:
         ChatRequest.from_body({"messages": HELLO, field: value}, {})
     assert caught.value.status == 400
     assert caught.value.param is not None and caught.value.param.startswith(field)
@@ -68,7 +68,7 @@ def test_wrong_types_and_ranges_are_refused_by_name(field: str, value: object) -
 
 @pytest.mark.parametrize("body", [None, [], "text", 5])
 def test_body_must_be_an_object(body: object) -> None:
-    with pytest.raises(BadRequest, match="object"):
+    with pytest.raises(ApiError, match="object"):
         ChatRequest.from_body(body, {})
 
 
@@ -99,7 +99,7 @@ def test_text_parts_are_joined() -> None:
 
 
 def test_top_logprobs_need_logprobs() -> None:
-    with pytest.raises(BadRequest, match="logprobs"):
+    with pytest.raises(ApiError, match="logprobs"):
         parse(top_logprobs=2)
     assert parse(logprobs=True).top_logprobs == 0
     assert parse(logprobs=True, top_logprobs=4).top_logprobs == 4
@@ -109,7 +109,7 @@ def test_top_logprobs_need_logprobs() -> None:
 def test_continuing_a_message_opens_no_new_one() -> None:
     assert parse().add_generation_prompt
     assert not parse(continue_final_message=True).add_generation_prompt
-    with pytest.raises(BadRequest, match="both"):
+    with pytest.raises(ApiError, match="both"):
         parse(continue_final_message=True, add_generation_prompt=True)
 
 

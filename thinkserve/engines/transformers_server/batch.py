@@ -167,13 +167,11 @@ class ContinuousBatch:
         Raises:
             EngineError: it does not, so neither will any other request.
         """
-        assert self._prefill is not None
         logger.error("prefill failed: %s", exc)
-        groups, self._prefill = self._prefill.groups, None
+        self._prefill = None
         self._decoder.self_check()
-        return [
-            (group[0].generation, "the prompt could not be processed: out of memory?") for group in groups
-        ]
+        message = "the prompt could not be processed: out of memory?"
+        return [(group[0].generation, message) for group in prefill.groups]
 
     def _join(self, sequence: Sequence, source: BatchCache, source_row: int) -> None:
         row = len(self._rows)
