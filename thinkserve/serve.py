@@ -221,14 +221,7 @@ async def run(config: ServeConfig, *, announce: Callable[[GatewayConfig, str], N
         for engine in engines
     ]
     if not gateway_config.model_name:
-        for upstream in upstreams:
-            await upstream.open()
-        try:
-            name = await remote_model_name(upstreams)
-        finally:
-            for upstream in upstreams:
-                await upstream.close()
-        gateway_config = replace(gateway_config, model_name=name)
+        gateway_config = replace(gateway_config, model_name=await remote_model_name(upstreams))
     tokenizer = gateway_config.tokenizer
     gateway = Gateway(
         gateway_config,

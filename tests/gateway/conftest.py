@@ -73,15 +73,17 @@ async def start_gateway() -> AsyncIterator[StartGateway]:
     async with AsyncExitStack() as stack:
 
         async def start(
-            *urls: str,
+            *engines: str | Endpoint,
             format: str | ThoughtFormat = "tpo-generic",
             keys: dict[str, Role] | None = None,
             skip_special_tokens: bool = True,
             **config: Any,
         ) -> Running:
             settings = GatewayConfig(**{"format": get_format(format), "model_name": "thinker", **config})
+            endpoints = [Endpoint(engine) if isinstance(engine, str) else engine for engine in engines]
             upstreams = [
-                Upstream(Endpoint(url), name=url, idle_seconds=settings.idle_seconds) for url in urls
+                Upstream(endpoint, name=endpoint.base_url, idle_seconds=settings.idle_seconds)
+                for endpoint in endpoints
             ]
             gateway = Gateway(
                 settings, Pool(upstreams), Keys(keys or {}), skip_special_tokens=skip_special_tokens

@@ -15,8 +15,19 @@ import openai
 import pytest
 
 from tests.gateway.conftest import Connect, StartGateway, content, gathered, streamed
-from tests.gateway.scripted import Delta, Die, Finish, Recorded, Script, ScriptedUpstream, chunked, tokens
-from thinkserve.thoughts import BUILT_IN, split
+from tests.gateway.scripted import (
+    Delta,
+    Die,
+    ErrorEvent,
+    Finish,
+    Raw,
+    Recorded,
+    Script,
+    ScriptedUpstream,
+    chunked,
+    tokens,
+)
+from thinkserve.thoughts import BUILT_IN, ThoughtFormat, split
 
 THOUGHT = "SECRET plan: greet them. Draft: hullo. It is fine."
 RESPONSE = "Hello! I am well."
@@ -106,8 +117,6 @@ async def test_c_an_operator_may_choose_that_text_without_markers_is_a_response(
     start_gateway: StartGateway, connect: Connect
 ) -> None:
     """(c) with an explicit operator choice: a format whose thought is not required shows text without markers."""
-    from thinkserve.thoughts import ThoughtFormat
-
     format = ThoughtFormat("lenient", ("</think>",), ("<think>",), thought_required=False)
     async with ScriptedUpstream(Script(chunked("Just an answer.", 3))) as upstream:
         client = connect(await start_gateway(upstream.url, format=format))
@@ -341,8 +350,6 @@ async def test_j_errors_logs_and_metrics_hold_no_thought(
 
 def garbage(broken: dict[str, Any]) -> list[Any]:
     """Ways for an engine to end in the middle of a thought, with the thought in its last words."""
-    from tests.gateway.scripted import ErrorEvent, Raw
-
     return [
         ErrorEvent({"message": "SECRET", "type": "SECRET", "code": 500}),
         Raw(b'data: {"choices": [{"delta": {"content": "SECRET\n\n'),

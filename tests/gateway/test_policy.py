@@ -296,7 +296,7 @@ async def test_nesting_of_any_depth_is_a_400(place: bytes, start_gateway: StartG
     """Also just short of where the parser gives up, where what handles the value might give up in its place."""
     async with ScriptedUpstream(SCRIPT) as upstream:
         running = await start_gateway(upstream.url)
-        for depth in [*range(700, 1010, 2), 2_000, 100_000]:
+        for depth in [*range(700, 1010, 7), 2_000, 100_000]:
             status, body = await ask(running, place % (b"[" * depth + b"]" * depth))
             assert status == 400, (depth, body)
             assert len(body["error"]["message"]) < 400
@@ -306,7 +306,7 @@ async def test_a_deep_schema_is_taken_or_refused_with_400(start_gateway: StartGa
     """A schema goes on to the engine: one too deep to be written again is the client's error."""
     async with ScriptedUpstream(SCRIPT) as upstream:
         running = await start_gateway(upstream.url)
-        for depth in [10, *range(700, 1010, 2), 5_000]:
+        for depth in [10, *range(50, 80), *range(700, 1010, 7), 5_000]:
             schema = b'{"a":' * depth + b"{}" + b"}" * depth
             body = b'{"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema",'
             status, answer = await ask(running, body + b'"json_schema":{"schema":%s}}}' % schema)

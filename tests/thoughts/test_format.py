@@ -221,3 +221,13 @@ def test_longest_marker_still_compiles_deep_in_the_stack() -> None:
         return split(f"{'[' * 100}T\n{'y' * 100} R", format).response if depth == 0 else at_depth(depth - 1)
 
     assert at_depth(300) == "R"
+
+
+@pytest.mark.parametrize("name", ["tpo-generic", "tpo-specific", "think-tags"])
+def test_an_exact_format_counts_no_variants(name: str) -> None:
+    """Where a grammar goes over to the response at the exact marker, a decorated one may not end the thought before."""
+    format = get_format(name).exact
+    marker = format.closing[0]
+    assert not split(f"a\n{marker.swapcase()}\nb", format).complete
+    assert split(f"a\n{marker.swapcase()}\nb", name).complete
+    assert split(f"a\n{marker}\nb", format).response == "b"

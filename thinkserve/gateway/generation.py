@@ -30,7 +30,7 @@ from thinkserve.gateway.policy import ChatRequest
 from thinkserve.gateway.sse import DONE
 from thinkserve.gateway.tokens import TokenTexts
 from thinkserve.gateway.upstream import Pool, Upstream, UpstreamStream
-from thinkserve.gateway.wire import decode_chunk
+from thinkserve.gateway.wire import Chunk, ChunkChoice, decode_chunk
 from thinkserve.thoughts import ThoughtFormat
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,12 @@ class Job:
     def new_choice(self) -> Choice:
         """The empty state of a choice."""
         request = self.request
+        format = self.config.format
+        if request.schema is not None:
+            # The grammar goes over to the schema at the exact marker, so nothing else may end the thought here.
+            format = format.exact
         return Choice(
-            self.config.format,
+            format,
             direct=self.direct,
             stops=request.stops,
             bounds=Bounds(request.max_tokens, self.thought_budget, request.max_completion_tokens),
@@ -194,79 +198,149 @@ async def _run(job: Job, index: int, choice: Choice, upstream: Upstream, sink: S
     """Feed one output of one upstream to a choice, to the end."""
     body = job.body(index, attempt)
     stream = await upstream.stream(body, job.id)
+    complete = False
     try:
         await sink.opened()
-        await _pump(job, index, choice, stream, sink)
+        complete = await _pump(job, index, choice, stream, sink)
         if choice.finish_reason is None:  # the thought is over its budget
             stream.close()
             stream = await _ask_to_answer(job, choice, upstream, body, stream)
             if choice.finish_reason is None:
-                await _pump(job, index, choice, stream, sink)
+                complete = await _pump(job, index, choice, stream, sink)
             if choice.finish_reason is None:  # it thinks again: there will be no response
                 choice.finish("length")
     finally:
-        stream.close()
+        stream.close(complete=complete)
 
 
-async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, sink: Sink) -> None:
-    """Read until the choice is over, or its thought is over budget (then it has no finish reason)."""
-    reason: str | None = None
-    before = choice.completion_tokens  # of a thought that was cut, when the engine goes on from there
-    counted_by_engine = 0
-    has_ids = False
-    while True:
-        payloads = await stream.read()
-        if payloads is None:
-            if reason is None:
-                raise UpstreamFailed("the stream ended in the middle of an output")
-            payloads = [DONE]
+async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, sink: Sink) -> bool:
+    """Read until the choice is over, or its thought is over budget (then it has no finish reason).
+
+    Returns whether the stream was read to its last event.
+    """
+    pump = _Pump(job, index, choice, sink)
+    while not pump.over:
+        await stream.read(pump.take)
+        if stream.ended and not pump.over:
+            pump.end()
+        if not pump.over:  # the last of it goes out with the end of the answer
+            await sink.flush()
+    return pump.complete
+
+
+class _Pump:
+    """Takes the events of one stream, in the call in which they arrive, and gives them to a choice and its sink."""
+
+    __slots__ = (
+        "_before",
+        "_choice",
+        "_counted",
+        "_has_ids",
+        "_index",
+        "_job",
+        "_reason",
+        "_sink",
+        "complete",
+        "over",
+    )
+
+    def __init__(self, job: Job, index: int, choice: Choice, sink: Sink) -> None:
+        self._job, self._index, self._choice, self._sink = job, index, choice, sink
+        self._reason: str | None = None
+        self._before = (
+            choice.completion_tokens
+        )  # of a thought that was cut, when the engine goes on from there
+        self._counted = 0  # by the engine
+        self._has_ids = False
+        self.over = False
+        self.complete = False
+
+    def take(self, payloads: list[bytes]) -> bool:
+        """Take some events; return whether there is something to send, or nothing more to read."""
+        visible = False
         for payload in payloads:
             if payload == DONE:
+                self.complete = True
                 # A stream that ends in good order has ended, though some servers do not say why.
-                _take(job, index, choice, sink, choice.finish(reason or "stop"))
-                if not has_ids and counted_by_engine:
-                    choice.count(before + counted_by_engine)
-                if not stream.ended:
-                    await sink.flush()  # the wait for the end of the connection is not the client's
-                    await stream.finish()
-                return
+                self._finish(self._reason or "stop")
+                return True
             try:
                 chunk = decode_chunk(payload)
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 raise UpstreamFailed("it sent an event that is no chunk") from exc
-            if chunk.error is not None:
-                raise _reported(chunk.error, nothing_generated=choice.completion_tokens == 0)
-            if chunk.prompt_token_ids and not before:
-                job.prompt_tokens = len(chunk.prompt_token_ids)
-            if chunk.usage is not None:
-                if not before:
-                    job.prompt_tokens = chunk.usage.prompt_tokens or job.prompt_tokens
-                counted_by_engine = chunk.usage.completion_tokens
             for part in chunk.choices:
-                if part.index:  # one choice was asked for
-                    continue
-                text = (part.delta.content if part.delta is not None else None) or ""
-                ids = part.token_ids
-                logprobs = part.logprobs.content if part.logprobs is not None else None
-                if ids is not None:
-                    has_ids = True
-                    tokens = len(ids)
-                else:
-                    tokens = len(logprobs) if logprobs else 1 if text else 0
-                if text or tokens:
-                    visible = choice.feed(text, tokens, ids, logprobs)
-                    if visible is not None or job.reveal:
-                        _take(job, index, choice, sink, visible)
-                    # Looked at with every chunk, so that the cut does not hang on how the bytes came.
-                    if choice.finish_reason is not None or (
-                        choice.over_thought_budget and part.finish_reason is None
-                    ):
-                        return
-                if part.finish_reason is not None:
-                    if part.finish_reason in ("error", "abort"):
-                        raise UpstreamFailed("it gave up the output")
-                    reason = FINISH_REASONS.get(part.finish_reason, "stop")
-        await sink.flush()
+                visible = self._take_part(part) or visible
+                if self.over:
+                    return True
+            if chunk.usage is not None or chunk.prompt_token_ids or chunk.error is not None:
+                self._take_rest(chunk)
+        return visible
+
+    def end(self) -> None:
+        """The stream has ended without `[DONE]`."""
+        if self._reason is None:
+            raise UpstreamFailed("the stream ended in the middle of an output")
+        self._finish(self._reason)
+
+    def _take_part(self, part: ChunkChoice) -> bool:
+        """Take what a chunk has of the choice; return whether anything of it is visible."""
+        if part.index:  # one choice was asked for
+            return False
+        choice = self._choice
+        text = (part.delta.content if part.delta is not None else None) or ""
+        ids = part.token_ids
+        logprobs = part.logprobs.content if part.logprobs is not None else None
+        if ids is not None:
+            self._has_ids = True
+            tokens = len(ids)
+        else:
+            tokens = len(logprobs) if logprobs else 1 if text else 0
+        shown = False
+        if text or tokens:
+            visible = choice.feed(text, tokens, ids, logprobs)
+            if visible is not None or self._job.reveal:
+                shown = self._show(visible)
+            # Looked at with every chunk, so that the cut does not hang on how the bytes came.
+            if choice.finish_reason is not None or (
+                choice.over_thought_budget and part.finish_reason is None
+            ):
+                self.over = True
+        if part.finish_reason is not None and not self.over:
+            if part.finish_reason in ("error", "abort"):
+                raise UpstreamFailed("it gave up the output")
+            self._reason = FINISH_REASONS.get(part.finish_reason, "stop")
+        return shown
+
+    def _take_rest(self, chunk: Chunk) -> None:
+        """Take what a chunk tells beside the choice."""
+        if chunk.error is not None:
+            raise _reported(chunk.error, nothing_generated=self._choice.completion_tokens == 0)
+        if chunk.usage is not None:
+            self._counted = chunk.usage.completion_tokens
+        if not self._before:
+            prompt_tokens = len(chunk.prompt_token_ids or ()) or (chunk.usage and chunk.usage.prompt_tokens)
+            self._job.prompt_tokens = prompt_tokens or self._job.prompt_tokens
+
+    def _finish(self, reason: str) -> None:
+        self.over = True
+        visible = self._choice.finish(reason)
+        if visible is not None or self._job.reveal:
+            self._show(visible)
+        if not self._has_ids and self._counted:
+            self._choice.count(self._before + self._counted)
+
+    def _show(self, visible: Visible | None) -> bool:
+        """Hand on what became visible, and to an operator who asked the thought too."""
+        job, sink = self._job, self._sink
+        thought = self._choice.take_thought() if job.reveal else ""
+        if thought:
+            sink.reveal(self._index, thought)
+        if visible is None or not visible.text:
+            return bool(thought)
+        if job.first_shown is None:
+            job.first_shown = time.monotonic()
+        sink.write(self._index, visible)
+        return True
 
 
 def _reported(error: msgspec.Raw, *, nothing_generated: bool) -> Exception:
@@ -279,16 +353,6 @@ def _reported(error: msgspec.Raw, *, nothing_generated: bool) -> Exception:
     if nothing_generated and code in (400, 422):
         return ApiError(400, message)
     return UpstreamFailed("it reported an error in its stream")
-
-
-def _take(job: Job, index: int, choice: Choice, sink: Sink, visible: Visible | None) -> None:
-    """Hand on what became visible, and to an operator who asked the thought too."""
-    if job.reveal and (thought := choice.take_thought()):
-        sink.reveal(index, thought)
-    if visible is not None and visible.text:
-        if job.first_shown is None:
-            job.first_shown = time.monotonic()
-        sink.write(index, visible)
 
 
 async def _ask_to_answer(

@@ -8,70 +8,75 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from thinkserve.engines.engine import Endpoint
+from thinkserve.gateway.connection import Connection, Connections
 from thinkserve.gateway.errors import ApiError, UpstreamFailed
 from thinkserve.gateway.sse import EventDecoder
 from thinkserve.gateway.wire import encode
 
 logger = logging.getLogger(__name__)
 
-# uvicorn, which vLLM runs on, closes connections that were idle for 5 s; ours go first.
-KEEPALIVE_SECONDS = 4.0
-CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 5.0
+# The longest body that is read of an answer that is no stream: a list of models, an error.
+MAX_BODY_BYTES = 2**20
 # Extensions of vLLM's chat API that our own server speaks too. Other servers ignore them or refuse them with a 400.
 EXTENSIONS = frozenset({"return_token_ids", "cache_salt", "skip_special_tokens"})
+
+Take = Callable[[list[bytes]], bool]
 
 
 class UpstreamStream:
     """One running output of an upstream. Closing it before its end makes the engine stop its work."""
 
-    __slots__ = ("_content", "_decoder", "_response", "_upstream")
+    __slots__ = ("_connection", "_connections", "_decoder", "_idle_seconds", "_take", "_timer")
 
-    def __init__(self, upstream: Upstream, response: aiohttp.ClientResponse) -> None:
-        self._upstream = upstream
-        self._response = response
-        self._content = response.content
+    def __init__(self, connections: Connections, connection: Connection, idle_seconds: float) -> None:
+        self._connections = connections
+        self._connection = connection
         self._decoder = EventDecoder()
+        self._take: Take | None = None
+        self._idle_seconds = idle_seconds
+        self._timer = asyncio.get_running_loop().call_later(idle_seconds, self._look)
 
-    async def read(self) -> list[bytes] | None:
-        """The data of the events of the next read (possibly none); None at the end of the stream.
+    async def read(self, take: Take) -> None:
+        """Give `take` the data of the events of each read, in the call in which they arrive, until it returns True.
+
+        Returns without that when the stream has ended.
 
         Raises:
             UpstreamFailed: the connection broke, or the engine was silent for too long.
+            Exception: whatever `take` raises.
         """
-        try:
-            block = await self._content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            raise UpstreamFailed(f"the stream broke ({type(exc).__name__})") from exc
-        return self._decoder.feed(block) if block else None
+        self._take = take
+        await self._connection.read(self._consume)
+
+    def _consume(self, body: bytes) -> bool:
+        assert self._take is not None
+        return self._take(self._decoder.feed(body))
+
+    def _look(self) -> None:
+        """Give up the engine if it has been silent for too long, or look again when that could be."""
+        loop = asyncio.get_running_loop()
+        left = self._connection.last_read + self._idle_seconds - loop.time()
+        if left <= 0:
+            self._connection.give_up(self._idle_seconds)
+        else:
+            self._timer = loop.call_later(left, self._look)
 
     @property
     def ended(self) -> bool:
         """Whether the engine's answer has been read to its end."""
-        return self._content.at_eof()
+        return self._connection.drained
 
-    async def finish(self) -> None:
-        """Read to the end after `[DONE]`, so that the connection can be used again."""
-        try:
-            async with asyncio.timeout(0.5):
-                while not self._content.at_eof():
-                    await self._content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            self._response.close()
-
-    def close(self) -> None:
-        """Let go of the stream. One that has not ended is cut, and the engine ends its work."""
-        if self._content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+    def close(self, *, complete: bool = False) -> None:
+        """Let go of the stream. Unless all its events were read (`complete`), the engine is to end its work."""
+        self._timer.cancel()
+        self._connections.release(self._connection, expected=complete)
 
 
 class Upstream:
@@ -87,65 +92,41 @@ class Upstream:
         self.structural_tags = False
         """Whether a grammar may hold a thought format (vLLM's `structural_tag`)."""
         self._endpoint = endpoint
-        self._chat_url = URL(f"{endpoint.base_url}/v1/chat/completions")
         self._idle_seconds = idle_seconds
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections(endpoint)
 
-    async def open(self) -> None:
-        """Make the session; must run in the event loop that will use it."""
-        connector: aiohttp.BaseConnector
-        if self._endpoint.uds is not None:
-            connector = aiohttp.UnixConnector(
-                str(self._endpoint.uds), limit=0, keepalive_timeout=KEEPALIVE_SECONDS
-            )
-        else:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS)
-        # No compression: an event must be readable when it arrives.
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if self._endpoint.api_key:
-            headers["Authorization"] = f"Bearer {self._endpoint.api_key}"
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_SECONDS, sock_read=self._idle_seconds
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+    def close(self) -> None:
+        """Close the connections that nothing runs on."""
+        self._connections.close()
 
     async def probe(self) -> bool:
         """Ask for the list of models: tells whether the engine answers, what it serves, and what it is."""
         was = self.healthy
         try:
-            self.healthy = await self._probe()
+            async with asyncio.timeout(PROBE_SECONDS):
+                self.healthy = await self._probe()
         except (
-            aiohttp.ClientError,
+            UpstreamFailed,
             TimeoutError,
-            OSError,
             msgspec.DecodeError,
             AttributeError,
+            KeyError,
             TypeError,
         ) as exc:
             self.healthy = False
             if was:
-                logger.warning("engine %s no longer answers (%s)", self.name, type(exc).__name__)
+                logger.warning("engine %s no longer answers (%s)", self.name, exc or type(exc).__name__)
         if self.healthy and not was:
             logger.info("engine %s answers", self.name)
         return self.healthy
 
     async def _probe(self) -> bool:
-        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-        async with self._client.get(f"{self._endpoint.base_url}/v1/models", timeout=timeout) as response:
-            if response.status in (404, 405, 501):
-                return True  # it answers, and has no list of models
-            if response.status != 200:
-                return False
-            models = msgspec.json.decode(await response.read())["data"]
+        status, raw = await self._whole(await self._connections.request("GET", "/v1/models"))
+        if status in (404, 405, 501):
+            return True  # it answers, and has no list of models
+        if status != 200:
+            return False
+        models = msgspec.json.decode(raw)["data"]
         if models:
             if self._endpoint.model is None:
                 self.model = models[0].get("id")
@@ -163,57 +144,54 @@ class Upstream:
             body.setdefault("model", self.model)
         if not self.extensions:
             body = {key: value for key, value in body.items() if key not in EXTENSIONS}
-        response = await self._post(body, request_id)
-        if response.status in (400, 422) and self.extensions and not self.structural_tags:
+        connection = await self._post(body, request_id)
+        if connection.status in (400, 422) and self.extensions and not self.structural_tags:
             # Perhaps it is strict about fields it does not know. If it takes the request without them, it is.
-            response.close()
+            await self._whole(connection)
             plain = {key: value for key, value in body.items() if key not in EXTENSIONS}
-            response = await self._post(plain, request_id)
-            self.extensions = response.status != 200
-        if response.status != 200:
-            raise await _refusal(response)
-        return UpstreamStream(self, response)
+            connection = await self._post(plain, request_id)
+            self.extensions = connection.status != 200
+        if connection.status != 200:
+            raise _refusal(*await self._whole(connection))
+        return UpstreamStream(self._connections, connection, self._idle_seconds)
 
-    async def _post(self, body: dict[str, Any], request_id: str) -> aiohttp.ClientResponse:
-        headers = {"X-Request-Id": request_id}
-        data = encode(body)
+    async def _post(self, body: dict[str, Any], request_id: str) -> Connection:
+        headers = f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
         try:
-            try:
-                return await self._client.post(self._chat_url, data=data, headers=headers)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                # The engine may have closed an idle connection just as it was taken from the pool. Nothing was shown
-                # to anyone, so asking once more is safe.
-                return await self._client.post(self._chat_url, data=data, headers=headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            async with asyncio.timeout(self._idle_seconds):
+                return await self._connections.request("POST", "/v1/chat/completions", encode(body), headers)
+        except TimeoutError as exc:
+            raise UpstreamFailed(f"it was silent for {self._idle_seconds:g} s") from exc
+        except UpstreamFailed:
             self.healthy = False
-            raise UpstreamFailed(f"it cannot be reached ({type(exc).__name__})") from exc
+            raise
 
-    @property
-    def _client(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "open() was not called"
-        return self._session
+    async def _whole(self, connection: Connection) -> tuple[int, bytes]:
+        """The status and body of an answer that is no stream; too long a body is cut."""
+        parts: list[bytes] = []
+
+        def take(body: bytes) -> bool:
+            parts.append(body)
+            return sum(map(len, parts)) > MAX_BODY_BYTES
+
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                while not connection.drained and sum(map(len, parts)) <= MAX_BODY_BYTES:
+                    await connection.read(take)
+        except TimeoutError as exc:
+            raise UpstreamFailed("its answer does not end") from exc
+        finally:
+            self._connections.release(connection)
+        return connection.status, b"".join(parts)
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> Exception:
+def _refusal(status: int, raw: bytes) -> Exception:
     """Turn an engine's HTTP error into ours. Its words are passed on only where it refused what the client asked."""
     try:
-        raw = await response.content.read(64 * 1024)
         data = msgspec.json.decode(raw)
-        error = data.get("error", data)
-        message = str(error["message"])[:500]
-    except (
-        aiohttp.ClientError,
-        OSError,
-        TimeoutError,
-        msgspec.DecodeError,
-        AttributeError,
-        KeyError,
-        TypeError,
-    ):
+        message = str(data.get("error", data)["message"])[:500]
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
         message = ""
-    finally:
-        response.close()
-    status = response.status
     if status in (400, 413, 422) and message:
         lowered = message.lower()
         too_long = "context length" in lowered or "too long" in lowered or "max_model_len" in lowered
@@ -232,9 +210,7 @@ class Pool:
         self._prober: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open all upstreams, look once at each, and keep looking."""
-        for upstream in self.upstreams:
-            await upstream.open()
+        """Look once at each upstream, and keep looking."""
         await self.probe()
         self._prober = asyncio.create_task(self._probe_forever())
 
@@ -244,7 +220,7 @@ class Pool:
             self._prober.cancel()
             await asyncio.gather(self._prober, return_exceptions=True)
         for upstream in self.upstreams:
-            await upstream.close()
+            upstream.close()
 
     async def probe(self) -> bool:
         """Look at every upstream now; return whether any answers."""

@@ -44,6 +44,8 @@ class ThoughtFormat:
     """Whether an output without a thought is broken; False: text before any marker is a response."""
     line_start: bool = False
     """Whether a marker counts only at the start of a line."""
+    variants: bool = True
+    """Whether decorated variants of a marker count, or only the marker as it is written."""
     direct: bool | None = None
     """Whether the model may be asked without the thought prompt (`reasoning_effort: "none"`).
 
@@ -100,21 +102,26 @@ class ThoughtFormat:
         before, _, after = (self.prompt or PLACE).partition(PLACE)
         return before, after
 
+    @cached_property
+    def exact(self) -> ThoughtFormat:
+        """The same format without tolerance for variants of its markers."""
+        return replace(self, variants=False)
+
     # The scanners are compiled once a format and shared by all its splitters.
     @cached_property
     def scan_preamble(self) -> MarkerScanner | None:
         """Looks for where a thought begins, or, where the opening marker was left out, for where it ends."""
-        return compile_scanner(self.opening, self.closing, line_start=self.line_start)
+        return compile_scanner(self.opening, self.closing, line_start=self.line_start, variants=self.variants)
 
     @cached_property
     def scan_thought(self) -> MarkerScanner | None:
         """Looks for where the thought ends."""
-        return compile_scanner((), self.closing, line_start=self.line_start)
+        return compile_scanner((), self.closing, line_start=self.line_start, variants=self.variants)
 
     @cached_property
     def scan_response(self) -> MarkerScanner | None:
         """Looks for a thought that begins again inside the response."""
-        return compile_scanner(self.opening, (), line_start=self.line_start)
+        return compile_scanner(self.opening, (), line_start=self.line_start, variants=self.variants)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> ThoughtFormat:
@@ -156,6 +163,7 @@ _EXPECTS = {
     "prompt": f"a string with {PLACE} in it",
     "thought_required": "true or false",
     "line_start": "true or false",
+    "variants": "true or false",
     "direct": "true or false",
 }
 

@@ -122,19 +122,25 @@ class MarkerScanner:
 
 
 def compile_scanner(
-    opening: tuple[str, ...], closing: tuple[str, ...], *, line_start: bool
+    opening: tuple[str, ...], closing: tuple[str, ...], *, line_start: bool, variants: bool = True
 ) -> MarkerScanner | None:
     """Compile a scanner for some opening and closing markers; None where there is nothing to look for.
+
+    Without `variants` a marker counts only as it is written, at the very start of the line where that is asked for.
 
     The groups of a match are `opening`, `closing`, or `partial`: the text from there on may still become a marker.
     """
     if not opening and not closing:
         return None
-    lead = ["^", *LINE_LEAD] if line_start else []
+    lead = ["^", *(LINE_LEAD if variants else ())] if line_start else []
     full, full_final, partial = [], [], []
     for group, markers in (("opening", opening), ("closing", closing)):
-        for spelling in _spellings(markers):
-            atoms = _atoms(spelling, line_start=line_start)
+        for spelling in _spellings(markers) if variants else markers:
+            atoms = (
+                _atoms(spelling, line_start=line_start)
+                if variants
+                else [re.escape(sign) for sign in spelling]
+            )
             words = "".join(atoms)
             # A marker that ends in a letter is complete only when the next character is there.
             waits = r"(?!\Z)" if atoms[-1].startswith("(?!") else ""
@@ -142,7 +148,7 @@ def compile_scanner(
             full_final.append((group, words))
             # `^` is no atom: it would reach the end of the text on its own.
             partial.append(("^" if line_start else "") + _prefix(lead[1:] + atoms))
-    flags = re.IGNORECASE | re.MULTILINE
+    flags = re.MULTILINE | (re.IGNORECASE if variants else 0)
 
     def any_of(spellings: list[tuple[str, str]]) -> str:
         """One expression for all spellings; a group name may stand in it only once."""
