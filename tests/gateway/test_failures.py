@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,172 @@ def error_of(events: list[JSON | str]) -> JSON:
     return error
 
 
+Answerer = Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]]
+
+
+def answered(body: bytes, status: str = "200 OK") -> bytes:
+    """An HTTP answer."""
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
+
+
+@contextlib.asynccontextmanager
+async def raw_engine(answer: Answerer) -> AsyncIterator[str]:
+    """An engine whose every byte the test writes: `answer(body, writer)` for each completion asked for.
+
+    The connection is kept if it returns True, and closed otherwise. The list of models is answered here.
+    """
+    writers: list[asyncio.StreamWriter] = []
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        kept = True
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            while kept:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                body = await reader.readexactly(int(length or 0))
+                if head.startswith(b"get"):
+                    writer.write(answered(b'{"data":[{"id":"raw","owned_by":"vllm"}]}'))
+                else:
+                    kept = await answer(body, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+
 # Engines
+
+EVENTS = b"data: %s\n\ndata: [DONE]\n\n" % msgspec.json.encode(
+    {"choices": [{"index": 0, "delta": {"content": "".join(ANSWERING)}, "finish_reason": "stop"}]}
+)
+HALF = EVENTS[:90]
+
+
+def in_chunks(body: bytes, size: int, extension: bytes = b"", trailer: bytes = b"") -> bytes:
+    """A body in HTTP's chunked coding."""
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    coded = b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts)
+    return coded + b"0\r\n" + trailer + b"\r\n"
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+CODED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+WHOLE: dict[str, bytes] = {
+    "with its length": answered(EVENTS),
+    "in chunks": CODED + in_chunks(EVENTS, 9),
+    "in chunks with extensions and trailers": CODED + in_chunks(EVENTS, 40, b";a=b", b"X-Trailer: x\r\n"),
+    "until the connection closes": OK + b"Connection: close\r\n\r\n" + EVENTS,
+    "as HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\n" + EVENTS,
+    "behind an interim answer": b"HTTP/1.1 100 Continue\r\n\r\n" + answered(EVENTS),
+    "with odd headers": b"HTTP/1.1 200 \r\ncontent-length:%d\r\nX:\r\n\r\n" % len(EVENTS) + EVENTS,
+    "with large headers": b"HTTP/1.1 200 OK\r\nX: %s\r\n" % (b"x" * 7000) + answered(EVENTS)[17:],
+}
+
+
+@pytest.mark.parametrize("form", WHOLE)
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_an_engines_answer_is_read_in_every_form_that_http_allows(
+    form: str, size: int, start_gateway: StartGateway
+) -> None:
+    """However it is torn, and again on the same connection where it stays open."""
+
+    async def answer(body: bytes, writer: asyncio.StreamWriter) -> bool:
+        for part in chunked(WHOLE[form].decode("latin-1"), size):
+            writer.write(part.encode("latin-1"))
+            await asyncio.sleep(0)
+        return not ("closes" in form or "1.0" in form)
+
+    async with raw_engine(answer) as url:
+        running = await start_gateway(url)
+        for _ in range(2):
+            _, whole = await running.post(BODY)
+            assert whole["choices"][0]["message"]["content"] == "Hello"
+            events = await running.stream(BODY)
+            assert content(events) == "Hello" and events[-1] == "data: [DONE]"
+
+
+BROKEN: dict[str, bytes] = {
+    "nothing": b"",
+    "no HTTP": b"SECRET\r\n\r\n",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "no body": OK + b"\r\n",
+    "a page": answered(b"<html>SECRET</html>"),
+    "an empty answer": answered(b""),
+    "half of its length": answered(EVENTS)[: -len(EVENTS) // 2],
+    "a chunk without a length": CODED + b"ZZ\r\nSECRET",
+    "a bad chunk behind a good one": CODED + b"%x\r\n%s\r\nSECRET\r\n" % (len(HALF), HALF),
+    "a redirection": answered(b"", "302 Found\r\nLocation: http://127.0.0.1:9/"),
+    "an endless error": b"HTTP/1.1 500 Oops\r\n\r\n" + b"SECRET" * 400_000,
+}
+
+
+@pytest.mark.parametrize("form", BROKEN)
+async def test_an_engines_answer_that_is_none_is_a_503_and_nothing_of_it_is_shown(
+    form: str, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Streamed and gathered; and the next engine is asked."""
+    caplog.set_level("DEBUG")
+
+    async def answer(body: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(BROKEN[form])
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        return False
+
+    async with raw_engine(answer) as url, ScriptedUpstream(Script(ANSWERING)) as good:
+        running = await start_gateway(url, idle_seconds=2)
+        status, body = await running.post(BODY)
+        assert (status, body["error"]["code"]) == (503, "engine_unavailable")
+        status, raw = await ask_for_stream(running)
+        assert b"engine_unavailable" in raw and b"SECRET" not in raw and b"[DONE]" not in raw
+        assert status == 503 or raw.startswith(b"data: ")
+        running = await start_gateway(url, good.url, idle_seconds=2)
+        assert content(await running.stream(BODY)) == "Hello"
+    assert "SECRET" not in caplog.text
+
+
+async def ask_for_stream(running: Running) -> tuple[int, bytes]:
+    """Ask for a stream; return the status and all of the body, whatever it is."""
+    body = {**BODY, "stream": True}
+    async with running.http.post(f"{running.url}/v1/chat/completions", json=body) as response:
+        return response.status, await response.read()
+
+
+async def test_what_an_engine_says_unasked_is_nobodys_answer(start_gateway: StartGateway) -> None:
+    """A second answer on an idle connection must not be taken for that of the next request."""
+    other = EVENTS.replace(b"Hello", b"WRONG")
+    count = 0
+
+    async def answer(body: bytes, writer: asyncio.StreamWriter) -> bool:
+        nonlocal count
+        count += 1
+        writer.write(answered(EVENTS))
+        await asyncio.sleep(0.02)
+        writer.write(answered(other) + answered(other)[:60])
+        return True
+
+    async with raw_engine(answer) as url:
+        running = await start_gateway(url)
+        for _ in range(4):
+            _, whole = await running.post(BODY)
+            assert whole["choices"][0]["message"]["content"] == "Hello"
+            await asyncio.sleep(0.05)
+        assert count == 4
+
 
 ENDS: dict[str, list[Step]] = {
     "dies": [Die()],
@@ -246,35 +411,23 @@ async def test_an_engine_that_closes_an_idle_connection_as_it_is_used_is_asked_a
     start_gateway: StartGateway,
 ) -> None:
     """As uvicorn does after some seconds, when a request is on its way already."""
+    used: set[asyncio.StreamWriter] = set()
     posts = 0
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(body: bytes, writer: asyncio.StreamWriter) -> bool:
         nonlocal posts
-        used = False
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"GET"):
-                    data = b'{"data":[{"id":"raw","owned_by":"vllm"}]}'
-                else:
-                    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                    await reader.readexactly(length)
-                    posts += 1
-                    if used:
-                        break
-                    used = True
-                    text = msgspec.json.encode({"choices": [{"delta": {"content": "".join(ANSWERING)}}]})
-                    data = b"data: %s\n\ndata: [DONE]\n\n" % text
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
-        writer.close()
+        posts += 1
+        again = writer in used
+        used.add(writer)
+        writer.write(b"" if again else answered(EVENTS))
+        return not again
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    running = await start_gateway(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    for _ in range(3):
-        status, whole = await running.post(BODY)
-        assert status == 200 and whole["choices"][0]["message"]["content"] == "Hello"
-    assert posts == 5, "the second and the third were sent twice"
-    server.close()
+    async with raw_engine(answer) as url:
+        running = await start_gateway(url)
+        for _ in range(3):
+            status, whole = await running.post(BODY)
+            assert status == 200 and whole["choices"][0]["message"]["content"] == "Hello"
+        assert posts == 5, "the second and the third were sent twice"
 
 
 async def test_the_least_busy_engine_is_asked(start_gateway: StartGateway) -> None:
@@ -290,31 +443,14 @@ async def test_the_least_busy_engine_is_asked(start_gateway: StartGateway) -> No
         await until(lambda: first.running + second.running == 0)
 
 
-@contextlib.asynccontextmanager
-async def mute() -> AsyncIterator[str]:
-    """An engine that lists its models, and then takes requests without a word."""
-    hold = asyncio.Event()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"GET"):
-            models = b'{"data":[{"id":"mute","owned_by":"vllm"}]}'
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(models), models))
-        await hold.wait()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        hold.set()
-        server.close()
-        await asyncio.sleep(0.01)
-
-
 async def test_an_engine_that_never_answers_is_given_up(start_gateway: StartGateway) -> None:
     """Gathered: 503. Streamed: the client gets its role chunk soon all the same, and then an error event."""
-    async with mute() as url, ScriptedUpstream(Script(ANSWERING)) as good:
+
+    async def mute(body: bytes, writer: asyncio.StreamWriter) -> bool:
+        await asyncio.sleep(60)
+        return False
+
+    async with raw_engine(mute) as url, ScriptedUpstream(Script(ANSWERING)) as good:
         running = await start_gateway(url, idle_seconds=0.6)
         assert (await running.post(BODY))[0] == 503
         events = await running.stream(BODY)

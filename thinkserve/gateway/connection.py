@@ -30,10 +30,15 @@ TRAILER_SECONDS = 1.0
 Consumer = Callable[[bytes], bool]
 
 
+class ConnectionLost(UpstreamFailed):
+    """The connection ended before there was any answer, so the same request may be sent again."""
+
+
 class Connection(asyncio.Protocol):
     """One connection, with one exchange at a time."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self.usable = True
         """Whether another request may be sent on it."""
         self._transport: asyncio.Transport | None = None
@@ -45,12 +50,14 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.ended = False
         self.failure: Exception | None = None
-        self.last_read = 0.0
+        self._last_read = 0.0
         self._parts: list[bytes] = []
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._consume: Consumer | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle_seconds = 0.0
 
     # What asyncio calls
 
@@ -58,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
-        self.last_read = asyncio.get_running_loop().time()
+        self._last_read = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -74,11 +81,10 @@ class Connection(asyncio.Protocol):
         if not self.ended:
             # An answer of unknown length ends with its connection; whether it was whole, its events tell.
             if not self.status:
-                self.failure = UpstreamFailed("it closed the connection without an answer")
+                self.failure = ConnectionLost("it closed the connection without an answer")
             elif exc is not None:
                 self.failure = UpstreamFailed(f"the stream broke ({type(exc).__name__})")
-            self.ended = True
-            self._wake()
+            self._end()
 
     # What httptools calls
 
@@ -104,8 +110,7 @@ class Connection(asyncio.Protocol):
             self.status = 0
             return
         self.usable = self.usable and self._parser.should_keep_alive()
-        self.ended = True
-        self._wake()
+        self._end()
 
     # What the gateway calls
 
@@ -114,15 +119,22 @@ class Connection(asyncio.Protocol):
         """Whether the answer has ended and all of it was read."""
         return self.ended and not self._backlog
 
-    async def send(self, request: bytes) -> None:
+    async def send(self, request: bytes, idle_seconds: float) -> None:
         """Send a request and wait for the head of its answer; `status` has its status then.
 
+        Args:
+            request: all of it.
+            idle_seconds: how long the engine may be silent, now and until the answer has ended.
+
         Raises:
-            UpstreamFailed: the connection ended before that.
+            UpstreamFailed: the connection ended before that, or the engine was silent for too long.
         """
         if self._transport is None or self._transport.is_closing():
-            raise UpstreamFailed("the connection is closed")
+            raise ConnectionLost("the connection is closed")
         self._begin()
+        self._idle_seconds = idle_seconds
+        self._last_read = self._loop.time()
+        self._timer = self._loop.call_later(idle_seconds, self._look)
         self._transport.write(request)
         await self._wait()
         if self.failure is not None:
@@ -162,7 +174,7 @@ class Connection(asyncio.Protocol):
             self._wake()
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -172,18 +184,30 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, failure: Exception) -> None:
-        self.failure, self.ended, self.usable = failure, True, False
-        self.abort()
-        self._wake()
+    def _look(self) -> None:
+        """Give up the engine if it has been silent for too long, or look again when that could be."""
+        left = self._last_read + self._idle_seconds - self._loop.time()
+        if left <= 0:
+            self._fail(UpstreamFailed(f"it was silent for {self._idle_seconds:g} s"))
+        else:
+            self._timer = self._loop.call_later(left, self._look)
 
-    def give_up(self, seconds: float) -> None:
-        """Fail the exchange: the engine was silent for too long."""
-        self._fail(UpstreamFailed(f"it was silent for {seconds:g} s"))
+    def _fail(self, failure: Exception) -> None:
+        self.failure = failure
+        self.abort()
+        self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
 
     def abort(self) -> None:
         """Cut the connection at once, whatever is on it; an engine ends its work for it then."""
         self.usable = False
+        if self._timer is not None:
+            self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
 
@@ -191,7 +215,8 @@ class Connection(asyncio.Protocol):
 class Connections:
     """The connections to one engine: takes a free one for a request, or makes one."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, *, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
         parts = urlsplit(endpoint.base_url)
         self._uds = endpoint.uds
         self._host = parts.hostname or "localhost"
@@ -203,9 +228,11 @@ class Connections:
             head += f"Authorization: Bearer {endpoint.api_key}\r\n"
         self._head = head
         self._free: deque[tuple[float, Connection]] = deque()
+        self._closed = False
 
     def close(self) -> None:
-        """Close the connections that nothing runs on."""
+        """Close the connections that nothing runs on, and each of the others when it is given back."""
+        self._closed = True
         while self._free:
             self._free.pop()[1].abort()
 
@@ -225,9 +252,8 @@ class Connections:
         if connection is not None:
             try:
                 return await self._sent(connection, request)
-            except UpstreamFailed:
-                if connection.status:
-                    raise
+            except ConnectionLost:
+                pass
         return await self._sent(await self._connect(), request)
 
     def release(self, connection: Connection, *, expected: bool = False) -> None:
@@ -238,7 +264,7 @@ class Connections:
             expected: all events were read, and only the end of the answer is still to come; it is waited for.
         """
         loop = asyncio.get_running_loop()
-        if connection.ended and connection.usable:
+        if connection.ended and connection.usable and not self._closed:
             self._free.append((loop.time(), connection))
         elif expected and not connection.ended:
             loop.create_task(self._end(connection))
@@ -257,7 +283,7 @@ class Connections:
 
     async def _sent(self, connection: Connection, request: bytes) -> Connection:
         try:
-            await connection.send(request)
+            await connection.send(request, self._idle_seconds)
         except BaseException:
             connection.abort()
             raise

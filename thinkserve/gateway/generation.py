@@ -58,6 +58,9 @@ class Sink(Protocol):
     def restart(self, index: int) -> None:
         """Forget what was taken of this choice: it is generated anew."""
 
+    def send_now(self) -> bool:
+        """Send what was taken, if that takes no waiting; return whether it was sent."""
+
     async def flush(self) -> None:
         """Send what was taken since the last flush."""
 
@@ -274,7 +277,7 @@ class _Pump:
                     return True
             if chunk.usage is not None or chunk.prompt_token_ids or chunk.error is not None:
                 self._take_rest(chunk)
-        return visible
+        return visible and not self._sink.send_now()
 
     def end(self) -> None:
         """The stream has ended without `[DONE]`."""

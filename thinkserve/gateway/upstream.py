@@ -33,15 +33,13 @@ Take = Callable[[list[bytes]], bool]
 class UpstreamStream:
     """One running output of an upstream. Closing it before its end makes the engine stop its work."""
 
-    __slots__ = ("_connection", "_connections", "_decoder", "_idle_seconds", "_take", "_timer")
+    __slots__ = ("_connection", "_connections", "_decoder", "_take")
 
-    def __init__(self, connections: Connections, connection: Connection, idle_seconds: float) -> None:
+    def __init__(self, connections: Connections, connection: Connection) -> None:
         self._connections = connections
         self._connection = connection
         self._decoder = EventDecoder()
         self._take: Take | None = None
-        self._idle_seconds = idle_seconds
-        self._timer = asyncio.get_running_loop().call_later(idle_seconds, self._look)
 
     async def read(self, take: Take) -> None:
         """Give `take` the data of the events of each read, in the call in which they arrive, until it returns True.
@@ -59,15 +57,6 @@ class UpstreamStream:
         assert self._take is not None
         return self._take(self._decoder.feed(body))
 
-    def _look(self) -> None:
-        """Give up the engine if it has been silent for too long, or look again when that could be."""
-        loop = asyncio.get_running_loop()
-        left = self._connection.last_read + self._idle_seconds - loop.time()
-        if left <= 0:
-            self._connection.give_up(self._idle_seconds)
-        else:
-            self._timer = loop.call_later(left, self._look)
-
     @property
     def ended(self) -> bool:
         """Whether the engine's answer has been read to its end."""
@@ -75,7 +64,6 @@ class UpstreamStream:
 
     def close(self, *, complete: bool = False) -> None:
         """Let go of the stream. Unless all its events were read (`complete`), the engine is to end its work."""
-        self._timer.cancel()
         self._connections.release(self._connection, expected=complete)
 
 
@@ -92,8 +80,7 @@ class Upstream:
         self.structural_tags = False
         """Whether a grammar may hold a thought format (vLLM's `structural_tag`)."""
         self._endpoint = endpoint
-        self._idle_seconds = idle_seconds
-        self._connections = Connections(endpoint)
+        self._connections = Connections(endpoint, idle_seconds=idle_seconds)
 
     def close(self) -> None:
         """Close the connections that nothing runs on."""
@@ -153,15 +140,12 @@ class Upstream:
             self.extensions = connection.status != 200
         if connection.status != 200:
             raise _refusal(*await self._whole(connection))
-        return UpstreamStream(self._connections, connection, self._idle_seconds)
+        return UpstreamStream(self._connections, connection)
 
     async def _post(self, body: dict[str, Any], request_id: str) -> Connection:
         headers = f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
         try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await self._connections.request("POST", "/v1/chat/completions", encode(body), headers)
-        except TimeoutError as exc:
-            raise UpstreamFailed(f"it was silent for {self._idle_seconds:g} s") from exc
+            return await self._connections.request("POST", "/v1/chat/completions", encode(body), headers)
         except UpstreamFailed:
             self.healthy = False
             raise
