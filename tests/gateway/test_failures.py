@@ -529,10 +529,22 @@ async def test_the_official_client_takes_the_comments(start_gateway: StartGatewa
 # Clients that leave, or do not read
 
 
+SOCKETS: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def sockets_closed() -> Iterator[None]:
+    """Close the sockets of a test, also of one that fails before it does."""
+    yield
+    while SOCKETS:
+        SOCKETS.pop().close()
+
+
 async def send(running: Running, data: bytes, *, receive_buffer: int | None = None) -> socket.socket:
     """Open a connection of our own and write to it; nothing is read unless the test does."""
     loop = asyncio.get_running_loop()
     connection = socket.socket()
+    SOCKETS.append(connection)
     if receive_buffer is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     connection.setblocking(False)
@@ -627,6 +639,25 @@ async def test_a_client_that_does_not_read_holds_up_its_own_engine_and_nobody_el
         texts = [msgspec.json.decode(event)["choices"][0]["delta"].get("content", "") for event in events]
         assert "".join(texts) == "".join(parts)
         assert b"data: [DONE]" in raw
+
+
+async def test_an_engine_that_waits_for_a_slow_client_is_not_taken_for_dead(
+    start_gateway: StartGateway,
+) -> None:
+    """It is silent because it was told to wait, for longer than it may be silent of its own."""
+    parts = ["x" * 5000] * 3000
+    script = Script([*THINKING, "Here is my response:\n", *parts], events_per_write=20)
+    async with ScriptedUpstream(script) as upstream:
+        running = await start_gateway(upstream.url, idle_seconds=0.4)
+        connection = await send(
+            running, request_bytes({**BODY, "stream": True}, "Connection: close"), receive_buffer=4096
+        )
+        await until(lambda: upstream.running == 1, 3)
+        await asyncio.sleep(1.5)
+        raw = await read_to_end(connection)
+        connection.close()
+        assert b"data: [DONE]" in raw and b"error" not in raw
+        assert raw.count(b"x" * 5000) == len(parts)
 
 
 async def test_a_client_that_does_not_read_the_end_is_given_up_too(start_gateway: StartGateway) -> None:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 # How long a stream's head waits for the engine to take the request: an engine that refuses it does so at once, and then
 # the client gets a plain HTTP error.
 HEAD_SECONDS = 0.3
+# Transports ask a writer to wait from 64 KiB on.
+SEND_NOW_BYTES = 32 * 1024
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -144,18 +146,20 @@ class Streamed:
             return False
         if transport is None or transport.get_write_buffer_size():
             return False
+        data = b"".join(self._out)
+        if len(data) > SEND_NOW_BYTES:
+            return False
         # With nothing before it, a write goes out without waiting for anything: run here, in the call in which the
-        # engine's event came, it saves waking the task of the request for every event.
-        writing = self._response.write(b"".join(self._out))
+        # engine's event came, it saves waking the task of the request for every event. It must not come to wait: the
+        # future it would wait for could not be waited for again by the task.
+        writing = self._response.write(data)
         self._out.clear()
         self._last_write = self._loop.time()
         try:
             writing.send(None)
         except StopIteration:
             return True
-        # More was written than the socket took: the task waits for the rest, which is on its way.
-        writing.close()
-        return False
+        raise RuntimeError("a small write to an empty buffer waited")
 
     async def flush(self) -> None:
         if self._out:

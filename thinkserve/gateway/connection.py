@@ -186,6 +186,8 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """Give up the engine if it has been silent for too long, or look again when that could be."""
+        if self._backlog:  # the engine waits for whoever reads here, and may have been told to
+            self._last_read = self._loop.time()
         left = self._last_read + self._idle_seconds - self._loop.time()
         if left <= 0:
             self._fail(UpstreamFailed(f"it was silent for {self._idle_seconds:g} s"))
