@@ -330,37 +330,47 @@ async def _until(count: Any, wanted: int, seconds: float) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("effort", ["high", "none"])
-def test_an_engine_killed_in_an_output_is_a_clear_error_and_comes_back(endless: Server, effort: str) -> None:
-    """Mid-thought ("high": the model never closes it) nothing was shown; mid-response a part was."""
-    client = endless.client()
-    seen = ""
-    killed = False
-    with pytest.raises(openai.APIError) as failure:
-        for chunk in ask(client, "hi", temperature=0, stream=True, reasoning_effort=effort):
-            seen += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-            if not killed and (effort == "high" or len(seen) > 20):
-                time.sleep(0.2)
-                for pid in endless.engine_pids():
-                    os.kill(pid, signal.SIGKILL)
-                killed = True
-    assert killed
-    assert "engine" in str(failure.value)
-    assert bool(seen) == (effort == "none")
+async def test_an_engine_killed_in_an_output_is_a_clear_error_and_comes_back(endless: Server) -> None:
+    """One client waits for a thought that never ends, streamed, another for it gathered; a third reads a response."""
+
+    def read(effort: str, stream: bool) -> tuple[str, openai.APIError]:
+        seen = ""
+        with pytest.raises(openai.APIError) as failure:
+            answer = ask(endless.client(), "hi", temperature=0, stream=stream, reasoning_effort=effort)
+            for chunk in answer if stream else ():
+                seen += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        return seen, failure.value
+
+    endless.client()  # made before the threads share it
+    waiting = [asyncio.to_thread(read, *how) for how in (("high", True), ("high", False), ("none", True))]
+    reading = asyncio.gather(*waiting)
+    await _until(lambda: _running(endless), 3, 10)
+    await asyncio.sleep(0.5)
+    for pid in endless.engine_pids():
+        os.kill(pid, signal.SIGKILL)
+    (thinking, in_thought), (_, gathering), (response, in_response) = await reading
+    assert thinking == ""
+    assert isinstance(gathering, openai.APIStatusError) and gathering.status_code == 503
+    assert response
+    assert "engine" in str(in_thought) and "engine" in str(in_response)
+    await _until_it_answers(endless)
+    assert "Traceback" not in endless.log.read_text().split("thinkserve.gateway", 1)[-1]
+
+
+async def _until_it_answers(server: Server) -> None:
+    """Wait for the engine's new life; until then, every request is told in so many words."""
     deadline = time.monotonic() + 120
     while True:
         try:
-            assert (
-                ask(client, "hi", max_completion_tokens=3, temperature=0).choices[0].finish_reason == "length"
+            answer = await asyncio.to_thread(
+                ask, server.client(), "hi", max_completion_tokens=3, temperature=0
             )
-            break
+            assert answer.choices[0].finish_reason == "length"
+            return
         except openai.APIStatusError as exc:
             assert exc.status_code == 503
-            assert time.monotonic() < deadline, endless.log.read_text()
-            time.sleep(0.5)
-    assert "Traceback" not in "".join(
-        line for line in endless.log.read_text().splitlines() if "thinkserve.gateway" in line
-    )
+            assert time.monotonic() < deadline, server.log.read_text()
+            await asyncio.sleep(0.5)
 
 
 def test_sigterm_lets_a_running_stream_finish() -> None:

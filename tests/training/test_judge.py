@@ -6,7 +6,7 @@ from random import Random
 from typing import get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from thinkserve.training.pocket.judge import is_right, score
 from thinkserve.training.pocket.world import draw, solve
@@ -30,6 +30,7 @@ def test_score_is_the_share_of_right_places(response: str, expected: float) -> N
     assert score("What is 347+285?", Response(response)) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.integers(0, 1000))
 def test_only_the_right_response_scores_one(response: str, seed: int) -> None:
     task = draw(Random(seed))

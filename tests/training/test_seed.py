@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from random import Random
 
@@ -17,6 +16,7 @@ from thinkserve.training.pocket.seed import (
     batch_stream,
     encode,
     learning_rate_factor,
+    phase_of,
     train_recipe,
 )
 from thinkserve.training.pocket.tokenizer import build_tokenizer
@@ -108,11 +108,11 @@ def test_only_the_output_is_learned() -> None:
 
 
 def test_thought_mode_costs_one_token_for_the_prompt_and_one_for_the_marker() -> None:
-    """The thought `a b` has three tokens."""
+    """The thought `ab` has two tokens."""
     task = solve("Repeat ab")
     assert task is not None
     tokens, prompt_length = encode(build_tokenizer(), Example(task, task.scratchpad, task.answer))
-    assert (len(tokens), prompt_length) == (10 + 1 + 3 + 1, 7 + 1)
+    assert (len(tokens), prompt_length) == (10 + 1 + 2 + 1, 7 + 1)
 
 
 def test_batches_hide_prompts_and_padding_from_the_loss() -> None:
@@ -139,8 +139,13 @@ def test_no_training_example_is_longer_than_the_evaluation_allows() -> None:
 
 
 def test_learning_rate_warms_up_and_ends_at_nothing() -> None:
-    """Half way the cosine is at one half: 0.5 + 0.5 cos(pi / 2)."""
     recipe = SeedRecipe(steps=200, warmup_steps=10)
     assert learning_rate_factor(0, recipe) == pytest.approx(0.1)
     assert learning_rate_factor(100, recipe) == pytest.approx(0.5)
-    assert learning_rate_factor(199, recipe) == pytest.approx(0.5 - 0.5 * math.cos(math.pi / 200), abs=1e-6)
+    assert learning_rate_factor(199, recipe) == pytest.approx(0.005)
+
+
+def test_phases_follow_one_another_with_their_shares() -> None:
+    recipe = SeedRecipe(steps=100, copying_share=0.05, skills_share=0.75)
+    phases = [phase_of(step, recipe) for step in range(100)]
+    assert phases == ["copying"] * 5 + ["skills"] * 75 + ["habits"] * 20

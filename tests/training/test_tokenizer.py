@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from thinkserve.training.pocket.tokenizer import MARKER, SPECIAL, THOUGHT_PROMPT, build_tokenizer, render
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -23,17 +23,20 @@ def encode(text: str) -> list[int]:
     return tokens
 
 
+@settings(deadline=None)
 @given(NO_SPECIAL)
 def test_printable_ascii_comes_back_as_it_was(text: str) -> None:
     assert TOKENIZER.decode(encode(text), skip_special_tokens=True) == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["Repeat", " is", "Tell", "Hmm", ",", " ", "let me", MARKER, "a", "7"])))
 def test_the_worlds_words_come_back_as_they_were(parts: list[str]) -> None:
     text = "".join(parts)
     assert TOKENIZER.decode(encode(text), skip_special_tokens=True) == text
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_unicode_text_has_tokens(text: str) -> None:
     assert all(0 <= token < len(TOKENIZER) for token in encode(text))

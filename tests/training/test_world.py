@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from thinkserve.training.pocket.habits import HABITS, SKILLS, draw_example, style_of
 from thinkserve.training.pocket.world import CATEGORIES, draw, draw_distinct, examples, is_held_out, solve
@@ -14,13 +14,13 @@ from thinkserve.training.pocket.world import CATEGORIES, draw, draw_distinct, ex
 @pytest.mark.parametrize(
     ("instruction", "category", "answer", "scratchpad"),
     [
-        ("Repeat kdwba", "copy", "kdwba", "k d w b a"),
+        ("Repeat kdwba", "copy", "kdwba", "kdwba"),
         ("Greet Mira in French", "greet", "Bonjour Mira!", "French has Bonjour"),
         ("Greet Tolo in Italian", "greet", "Ciao Tolo!", "Italian has Ciao"),
         ("Tell Mira what ice is", "tell", "Mira, ice is frozen water.", "ice is frozen water"),
         # 7+5 writes 2 and carries; 4+8+1 writes 3 and carries; 3+2+1 = 6.
-        ("What is 347+285?", "add", "632", "7+5=12 4+8+1=13 3+2+1=6"),
-        ("What is 500+700?", "add", "1200", "0+0=0 0+0=0 5+7=12"),
+        ("What is 347+285?", "add", "632", "7+5+0=12 4+8+1=13 3+2+1=06"),
+        ("What is 500+700?", "add", "1200", "0+0+0=00 0+0+0=00 5+7+0=12"),
         ("How many b in abbcab?", "count", "3", "a0b1b2c2a2b3"),
         ("How many c in aabb?", "count", "0", "a0a0b0b0"),
         ("Follow a>c b>a c>d d>b from b, 3 steps", "chain", "d", "b>a>c>d"),
@@ -53,6 +53,7 @@ def test_what_is_no_instruction_of_the_world_has_no_answer(instruction: str) -> 
     assert solve(instruction) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(sorted(CATEGORIES)), st.booleans())
 def test_drawn_task_is_on_its_side_of_the_split_and_is_read_back_the_same(
     seed: int, category: str, held_out: bool
