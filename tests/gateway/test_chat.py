@@ -456,6 +456,18 @@ async def test_a_thought_over_its_budget_is_closed_and_the_engine_goes_on(
         assert usage["prompt_tokens"] == 7, "the thought is no part of the client's prompt"
 
 
+async def test_after_a_cut_thought_the_schema_binds_from_the_first_token(start_gateway: StartGateway) -> None:
+    """A grammar with a free thought in it would let the engine write anything into the response."""
+    async with ScriptedUpstream(answers_when_asked) as upstream:
+        running = await start_gateway(upstream.url, format="think-tags", max_thought_tokens=10)
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        await running.post({"messages": ASK, "response_format": wanted})
+        first, second = (request.body["structured_outputs"] for request in upstream.requests)
+        assert "structural_tag" in first
+        assert second == {"json": schema}
+
+
 async def test_the_budget_is_that_of_the_effort_and_at_most_the_operators(
     start_gateway: StartGateway,
 ) -> None:

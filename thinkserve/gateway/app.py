@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
+from typing import Any
 
 from aiohttp import web
 
 from thinkserve.gateway.chat import ChatRoute
 from thinkserve.gateway.config import GatewayConfig
-from thinkserve.gateway.errors import INTERNAL, ApiError
+from thinkserve.gateway.errors import INTERNAL, ApiError, shutting_down
 from thinkserve.gateway.keys import Caller, Keys
 from thinkserve.gateway.metrics import Metrics
 from thinkserve.gateway.tokens import TokenTexts
@@ -57,6 +58,7 @@ class Gateway:
         self.metrics = Metrics()
         self.draining = False
         self.running = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.idle = asyncio.Event()
         self.idle.set()
         self._keys = keys
@@ -95,25 +97,29 @@ class Gateway:
         await self.pool.close()
         self._chat.close()
 
+    def cut(self) -> None:
+        """End all that still runs, with an error that says so: never a silent cut."""
+        self._chat.cut = True
+        for task in self._tasks:
+            task.cancel()
+
     def _caller(self, http: web.Request) -> Caller:
         return self._keys.caller(http.headers.get("Authorization"))
 
     async def _chat_completions(self, http: web.Request) -> web.StreamResponse:
         caller = self._caller(http)
         if self.draining:
-            raise ApiError(
-                503,
-                "the server is shutting down; send the request again, another one will take it",
-                type="service_unavailable_error",
-                code="draining",
-                headers={"Retry-After": "1", "Connection": "close"},
-            )
+            raise shutting_down()
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         self.running += 1
         self.idle.clear()
         self.metrics.running.inc()
         try:
             return await self._chat.handle(http, caller)
         finally:
+            self._tasks.discard(task)
             self.running -= 1
             if not self.running:
                 self.idle.set()

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from thinkserve.gateway.choice import Choice, Visible
 from thinkserve.gateway.config import GatewayConfig
-from thinkserve.gateway.errors import INTERNAL, ApiError
+from thinkserve.gateway.errors import INTERNAL, ApiError, shutting_down
 from thinkserve.gateway.generation import Job, generate
 from thinkserve.gateway.keys import Caller
 from thinkserve.gateway.messages import upstream_messages
@@ -255,6 +255,8 @@ class ChatRoute:
         self._metrics = metrics
         self._texts = texts
         self._skip_special_tokens = skip_special_tokens
+        self.cut = False
+        """The time to drain is over: requests that are cancelled are told so."""
         self._log = ThoughtLog(config.thought_log) if config.thought_log is not None else None
 
     def close(self) -> None:
@@ -365,6 +367,15 @@ class ChatRoute:
         return await sink.close()
 
     async def _generate_all(self, job: Job, sink: Gathered | Streamed) -> list[Choice]:
+        """Generate all choices, unless the gateway cannot wait for them any longer."""
+        try:
+            return await self._side_by_side(job, sink)
+        except asyncio.CancelledError:
+            if not self.cut:  # the client left
+                raise
+            raise shutting_down() from None
+
+    async def _side_by_side(self, job: Job, sink: Gathered | Streamed) -> list[Choice]:
         """Generate the choices side by side; the first that fails for good ends them all."""
         if job.request.n == 1:
             return [await self._generate(job, 0, sink)]

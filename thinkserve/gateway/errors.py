@@ -88,6 +88,17 @@ def engine_unavailable(detail: str) -> ApiError:
     )
 
 
+def shutting_down() -> ApiError:
+    """The gateway takes no new work, or cannot wait for the work it has: 503."""
+    return ApiError(
+        503,
+        "the server is shutting down; send the request again, another one will take it",
+        type="service_unavailable_error",
+        code="draining",
+        headers={"Retry-After": "1", "Connection": "close"},
+    )
+
+
 def format_broken(kind: str, tries: int) -> ApiError:
     """The model did not keep to its format in any try: 502."""
     return ApiError(

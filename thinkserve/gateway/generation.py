@@ -185,6 +185,11 @@ async def generate(job: Job, index: int, pool: Pool, sink: Sink, metrics: Metric
             if sink.sent(index) or broken > job.config.format_retries:
                 raise format_broken(exc.kind, broken) from exc
             metrics.retries.inc()
+        except ApiError as exc:
+            # An engine that is busy need not be the only one.
+            if exc.status != 429 or sink.sent(index) or pool.pick(tried | {upstream}) is None:
+                raise
+            tried.add(upstream)
         except UpstreamFailed as exc:
             tried.add(upstream)
             logger.warning("%s: engine %s: %s", job.id, upstream.name, exc)

@@ -69,4 +69,5 @@ async def _drained(gateway: Gateway) -> None:
         async with asyncio.timeout(gateway.config.drain_seconds):
             await gateway.idle.wait()
     except TimeoutError:
+        gateway.cut()
         logger.warning("%d requests did not finish in %g s", gateway.running, gateway.config.drain_seconds)
