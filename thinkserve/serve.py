@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 EngineName = Literal["auto", "vllm", "transformers"]
 # How long remote servers may take to tell their model's name at the start.
 NAME_SECONDS = 3.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,11 @@ async def run(config: ServeConfig, *, announce: Callable[[GatewayConfig, str], N
         skip_special_tokens=tokenizer is None or not markers_are_special(tokenizer, gateway_config.format),
         engine_restarts=lambda: sum(engine.restarts for engine in engines),
     )
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    if config.host not in LOOPBACK and not config.keys.required:
+        logger.warning(
+            "whoever reaches %s may use the model; give --api-key or --api-keys to ask for a key", host
+        )
     try:
         await asyncio.gather(*(engine.start() for engine in engines))
         serving = asyncio.create_task(
@@ -237,7 +243,7 @@ async def run(config: ServeConfig, *, announce: Callable[[GatewayConfig, str], N
                 gateway,
                 config.host,
                 config.port,
-                ready=lambda port: announce(gateway_config, f"http://{config.host}:{port}"),
+                ready=lambda port: announce(gateway_config, f"http://{host}:{port}"),
             )
         )
         failing = asyncio.create_task(_until_failed(engines))

@@ -44,6 +44,11 @@ class Keys:
         self._known = [(_digest(key), _caller(key, role)) for key, role in roles.items()]
         self._anyone = None if roles else _caller("", "client")
 
+    @property
+    def required(self) -> bool:
+        """Whether a caller must have a key."""
+        return self._anyone is None
+
     def caller(self, authorization: str | None) -> Caller:
         """Who sent this `Authorization` header.
 
