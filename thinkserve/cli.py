@@ -230,16 +230,17 @@ def _announcement(model: str, url: str, keyed: bool) -> str:
     key = "$THINKSERVE_API_KEY" if keyed else "none"
     header = f' -H "Authorization: Bearer {key}"' if keyed else ""
     client_key = 'os.environ["THINKSERVE_API_KEY"]' if keyed else '"none"'
+    question = "How many b in cbabba?" if model == "pocket" else "hello"
     model = model or "MODEL"  # the servers behind know their models' names; they did not tell yet
     return f"""
 thinkserve {__version__} serves {model!r} at {url}/v1
 
   curl {url}/v1/chat/completions{header} -H "Content-Type: application/json" \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "hello"}}]}}'
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "{question}"}}]}}'
 
   {"import os; " if keyed else ""}from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key={client_key})
-  print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "hello"}}]).choices[0].message.content)
+  print(client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "{question}"}}]).choices[0].message.content)
 
   thinkserve chat --url {url}     (another terminal; Ctrl-C here stops the server)
 """
