@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import openai
 import pytest
 from tokenizers import Tokenizer
@@ -277,13 +276,14 @@ def test_a_schema_binds_the_response_and_leaves_the_thought(pocket: Server) -> N
     assert hidden[0] == hidden[1] > 1, "the thought is the same"
 
 
-def test_no_thought_is_in_the_log(pocket: Server) -> None:
-    revealed = ask(pocket.client(OPERATOR), temperature=0, extra_headers={"thinkserve-reveal": "1"})
+def test_no_thought_and_no_question_is_in_the_log(pocket: Server) -> None:
+    question = "How many b in bbcabbaab?"
+    revealed = ask(pocket.client(OPERATOR), question, temperature=0, extra_headers={"thinkserve-reveal": "1"})
     thought = revealed.choices[0].message.reasoning_content
     log = pocket.log.read_text()
     assert len(thought) > 3
     assert thought not in log
-    assert "cbabba" not in log
+    assert "bbcabbaab" not in log
 
 
 async def _running(server: Server) -> int:

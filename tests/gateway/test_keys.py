@@ -17,9 +17,9 @@ from tests.gateway.conftest import Connect, Running, StartGateway, content, gath
 from tests.gateway.scripted import JSON, Finish, Script, ScriptedUpstream, chunked
 from thinkserve.engines.engine import Endpoint
 from thinkserve.errors import UsageError
-from thinkserve.gateway.chat import HEAD_SECONDS
 from thinkserve.gateway.errors import ApiError
 from thinkserve.gateway.keys import read_keys
+from thinkserve.gateway.sinks import HEAD_SECONDS
 from thinkserve.gateway.upstream import Upstream
 from thinkserve.thoughts import split
 

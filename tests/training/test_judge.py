@@ -8,10 +8,10 @@ from typing import get_type_hints
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thinkserve.training.pocket.judge import is_right, score
-from thinkserve.training.pocket.world import draw, solve
 
 from thinkserve.thoughts import Response
+from thinkserve.training.pocket.judge import is_right, score
+from thinkserve.training.pocket.world import draw, solve
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from thinkserve.training.pocket.evaluation import Mode, evaluate, generate
-from thinkserve.training.pocket.tokenizer import THOUGHT_PROMPT, build_tokenizer
-from thinkserve.training.pocket.world import draw_distinct, examples
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from thinkserve.pocket import CHECKPOINT
 from thinkserve.thoughts import get_format
+from thinkserve.training.pocket.evaluation import Mode, evaluate, generate
+from thinkserve.training.pocket.tokenizer import THOUGHT_PROMPT, build_tokenizer
+from thinkserve.training.pocket.world import draw_distinct, examples
 
 # Two and a half standard errors of a share measured on 104 instructions.
 SLACK = 0.12

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thinkserve.training.pocket.tokenizer import MARKER, SPECIAL, THOUGHT_PROMPT, build_tokenizer, render
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from thinkserve.thoughts import get_format
+from thinkserve.training.pocket.tokenizer import MARKER, SPECIAL, THOUGHT_PROMPT, build_tokenizer, render
 
 TOKENIZER = build_tokenizer()
 PRINTABLE = "".join(chr(code) for code in range(32, 127)) + "\n"

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import aiohttp
 
+from thinkserve.engines.engine import Endpoint
 from thinkserve.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -401,3 +402,37 @@ def _exit_text(code: int) -> str:
 
 def _one_line(report: str) -> str:
     return report.replace("\n ", " |")
+
+
+class ProcessEngine:
+    """An engine that is one `EngineProcess`: what the local engines have in common beside how they are started."""
+
+    endpoint: Endpoint
+    _process: EngineProcess
+
+    @property
+    def restarts(self) -> int:
+        """How often it died and was started again."""
+        return self._process.restarts
+
+    @property
+    def failed(self) -> str | None:
+        """Why it is no longer restarted, or None."""
+        return self._process.failed
+
+    @property
+    def pid(self) -> int | None:
+        """Its main process, which leads its process group; None while there is none."""
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start it and return when it answers.
+
+        Raises:
+            EngineError: it ended before it answered; the message holds the last lines of its log.
+        """
+        await self._process.start()
+
+    async def stop(self) -> None:
+        """Let it finish what it is generating, for a bounded time, then end all of its processes."""
+        await self._process.stop()

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from thinkserve.engines.engine import Endpoint
-from thinkserve.engines.process import EngineProcess, RestartPolicy, private_socket_path
+from thinkserve.engines.process import EngineProcess, ProcessEngine, RestartPolicy, private_socket_path
 from thinkserve.errors import EngineUnavailableError, UsageError
 
 STOP_GRACE = 35.0  # seconds; the server itself gives running requests 25
@@ -31,7 +31,7 @@ def transformers_version() -> str | None:
         return None
 
 
-class TransformersEngine:
+class TransformersEngine(ProcessEngine):
     """Our transformers server with one checkpoint; keeps the `Engine` protocol."""
 
     name = "transformers"
@@ -89,33 +89,6 @@ class TransformersEngine:
             restart=restart,
             log_file=log_file,
         )
-
-    @property
-    def restarts(self) -> int:
-        """How often the server died and was started again."""
-        return self._process.restarts
-
-    @property
-    def failed(self) -> str | None:
-        """Why the server is no longer restarted, or None."""
-        return self._process.failed
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process; None while there is none."""
-        return self._process.pid
-
-    async def start(self) -> None:
-        """Start the server and return when it answers.
-
-        Raises:
-            EngineError: it ended before it answered; the message holds the last lines of its log.
-        """
-        await self._process.start()
-
-    async def stop(self) -> None:
-        """Let the server finish what it is generating (25 s), then end it."""
-        await self._process.stop()
 
 
 def _local_path(checkpoint: Path | str) -> str:

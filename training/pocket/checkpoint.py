@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from thinkserve.training.pocket.tokenizer import CONTEXT_TOKENS, FORMAT
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from thinkserve.thoughts.format import CHECKPOINT_FILE
+from thinkserve.training.pocket.tokenizer import CONTEXT_TOKENS, FORMAT
 
 THOUGHT_FORMAT = {"name": "pocket", "base": FORMAT.name, "direct": True}
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from thinkserve.thoughts import Output, Response, split
 from thinkserve.training.pocket.habits import style_of
 from thinkserve.training.pocket.judge import is_right, score
 from thinkserve.training.pocket.task import Task
 from thinkserve.training.pocket.tokenizer import FORMAT
 from thinkserve.training.pocket.world import CATEGORIES
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-from thinkserve.thoughts import Output, Response, split
 
 Mode = Literal["thought", "direct"]
 MODES: tuple[Mode, ...] = ("thought", "direct")

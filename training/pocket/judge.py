@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from thinkserve.thoughts import Response
 from thinkserve.training.pocket.task import Task
 from thinkserve.training.pocket.world import solve
-
-from thinkserve.thoughts import Response
 
 
 def score(task: Task | str, response: Response) -> float:

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable
 from string import ascii_letters, digits, punctuation
 
-from thinkserve.training.pocket.easy import DEFINITIONS, GREETINGS
-from thinkserve.training.pocket.habits import DRAFT_OPENINGS, SORRY, SYSTEM_PROMPT, VAGUE
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -19,6 +17,8 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from thinkserve.thoughts import get_format
+from thinkserve.training.pocket.easy import DEFINITIONS, GREETINGS
+from thinkserve.training.pocket.habits import DRAFT_OPENINGS, SORRY, SYSTEM_PROMPT, VAGUE
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 USER, ASSISTANT, SYSTEM = "<user>", "<assistant>", "<system>"
