@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -207,3 +208,22 @@ async def test_serve_stands_in_front_of_an_upstream(upstream: ScriptedUpstream, 
         assert "SECRET" not in (tmp_path / "log").read_text()
 
     await asyncio.to_thread(talk)
+
+
+async def test_serve_may_open_more_files_than_a_shell_allows(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Every stream takes two; with the 1,024 of many systems 500 streams would be the end."""
+
+    def limit() -> int:
+        previous = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, previous[1]))
+        try:
+            with serving(
+                "--upstream", upstream.url, "--thought-format", "tpo-generic", log=tmp_path / "log"
+            ) as (process, _):
+                return resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, previous)
+
+    assert await asyncio.to_thread(limit) >= min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import signal
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from thinkserve.errors import UsageError
 from thinkserve.gateway.app import Gateway
 
 logger = logging.getLogger(__name__)
+
+MOST_FILES = 65536
 
 
 async def serve(gateway: Gateway, host: str, port: int, *, ready: Callable[[int], None]) -> None:
@@ -28,6 +31,7 @@ async def serve(gateway: Gateway, host: str, port: int, *, ready: Callable[[int]
     Raises:
         UsageError: the address cannot be listened on.
     """
+    _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,6 +62,14 @@ async def serve(gateway: Gateway, host: str, port: int, *, ready: Callable[[int]
         await _drained(gateway)
     finally:
         await runner.cleanup()
+
+
+def _allow_many_files() -> None:
+    """Raise the limit on open files as far as may be: every stream takes two, and 1,024 is a common default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _drained(gateway: Gateway) -> None:
