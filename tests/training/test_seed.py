@@ -8,6 +8,9 @@ from random import Random
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from thinkserve.thoughts import get_format
 from thinkserve.training.pocket.habits import HABITS, Example, draw_example
 from thinkserve.training.pocket.seed import (
     IGNORED,
@@ -21,9 +24,6 @@ from thinkserve.training.pocket.seed import (
 )
 from thinkserve.training.pocket.tokenizer import build_tokenizer
 from thinkserve.training.pocket.world import solve
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from thinkserve.thoughts import get_format
 
 TINY = SeedRecipe(steps=4, batch=4, width=32, layers=1, evaluation_tasks=8)
 
@@ -138,11 +138,11 @@ def test_no_training_example_is_longer_than_the_evaluation_allows() -> None:
     assert max(outputs) < 60
 
 
-def test_learning_rate_warms_up_and_ends_at_nothing() -> None:
-    recipe = SeedRecipe(steps=200, warmup_steps=10)
-    assert learning_rate_factor(0, recipe) == pytest.approx(0.1)
-    assert learning_rate_factor(100, recipe) == pytest.approx(0.5)
-    assert learning_rate_factor(199, recipe) == pytest.approx(0.005)
+def test_learning_rate_warms_up_comes_down_in_two_slopes_and_ends_at_nothing() -> None:
+    """With habits from 80 % on at a factor of 0.4: half way there, at 40 %, it is 1 - 0.6 / 2; at 90 %, 0.4 / 2."""
+    recipe = SeedRecipe(steps=200, warmup_steps=10, copying_share=0.1, skills_share=0.7, habits_lr=0.4)
+    factors = [learning_rate_factor(step, recipe) for step in (0, 80, 160, 180, 200)]
+    assert factors == pytest.approx([0.1, 0.7, 0.4, 0.2, 0.0])
 
 
 def test_phases_follow_one_another_with_their_shares() -> None:

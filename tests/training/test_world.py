@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from thinkserve.training.pocket.habits import HABITS, SKILLS, draw_example, style_of
 from thinkserve.training.pocket.world import CATEGORIES, draw, draw_distinct, examples, is_held_out, solve
 
@@ -25,7 +26,7 @@ from thinkserve.training.pocket.world import CATEGORIES, draw, draw_distinct, ex
         ("How many c in aabb?", "count", "0", "a0a0b0b0"),
         ("Follow a>c b>a c>d d>b from b, 3 steps", "chain", "d", "b>a>c>d"),
         # k and m change places: mbkx; then b and k: mkbx.
-        ("In kbmx swap k-m, b-k", "swap", "mkbx", "mbkx mkbx"),
+        ("In kbmx swap k-m, b-k", "swap", "mkbx", "kbmx k-m mbkx b-k mkbx"),
         ("Start at 3, add 4, take 2, add 5", "trace", "10", "3+4=7 7-2=5 5+5=10"),
     ],
 )

@@ -77,10 +77,10 @@ class Mixture:
 
 
 # Copying first: every other skill copies, and attention finds copying within a hundred steps when there is nothing
-# else to learn, but had not found it after two thousand steps of everything at once. Then the skills, as in
-# pretraining, then the habits. With the habits alone the scratchpads were hardly learned.
+# else to learn, but had not found it after two thousand steps of everything at once (at twice this learning rate).
+# Then the skills, as in pretraining, then the habits. With the habits alone the scratchpads were hardly learned.
 COPYING = Mixture(direct=1.0, useful=0.0, vague=0.0, weights={"copy": 1.0})
-SKILLS = Mixture(direct=0.25, useful=0.9, vague=0.1)
+SKILLS = Mixture(direct=0.25, useful=0.8, vague=0.1)
 HABITS = Mixture(direct=0.4, useful=0.2, vague=0.45)
 
 # A few examples beside the world, so that the model is not lost where a chat puts it: after a system message, in the

@@ -5,7 +5,7 @@
 | add | What is 347+285? | 7+5+0=12 4+8+1=13 3+2+1=06 | 632 |
 | count | How many b in abbcab? | a0b1b2c2a2b3 | 3 |
 | chain | Follow a>c b>a c>d d>b from b, 3 steps | b>a>c>d | d |
-| swap | In kbmx swap k-m, b-k | mbkx mkbx | mkbx |
+| swap | In kbmx swap k-m, b-k | kbmx k-m mbkx b-k mkbx | mkbx |
 | trace | Start at 3, add 4, take 2, add 5 | 3+4=7 7-2=5 5+5=10 | 10 |
 """
 
@@ -66,13 +66,15 @@ def _draw_chain(rng: Random) -> str:
 
 
 def _swap(text: str, pairs: str) -> tuple[str, str] | None:
-    states = [text]
+    # The letters at the start and each pair are said again, for the same reason as the carries of a sum.
+    state, steps = text, [text]
     for pair in pairs.split(", "):
         one, other = pair.split("-")
         if one not in text or other not in text:
             return None
-        states.append(states[-1].translate({ord(one): other, ord(other): one}))
-    return states[-1], " ".join(states[1:])
+        state = state.translate({ord(one): other, ord(other): one})
+        steps += [pair, state]
+    return state, " ".join(steps)
 
 
 def _draw_swap(rng: Random) -> str:

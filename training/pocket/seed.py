@@ -19,6 +19,9 @@ from random import Random
 from typing import Literal
 
 import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
 from thinkserve.training.pocket.card import write_card
 from thinkserve.training.pocket.checkpoint import build_model, save_checkpoint
 from thinkserve.training.pocket.evaluation import Report, evaluate_all
@@ -26,8 +29,6 @@ from thinkserve.training.pocket.habits import COPYING, HABITS, SKILLS, Example, 
 from thinkserve.training.pocket.muon import Muon
 from thinkserve.training.pocket.tokenizer import EOS, FORMAT, MARKER, build_tokenizer, render
 from thinkserve.training.pocket.world import draw_distinct
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class SeedRecipe:
     matrix_lr: float = 0.005
     other_lr: float = 0.003
     """Learning rates of Muon (weight matrices) and of AdamW (embeddings and norms)."""
+    habits_lr: float = 0.4
+    """What the learning rates have come down to, as a factor, when the habits begin."""
     warmup_steps: int = 20
     evaluation_tasks: int = 800
 
@@ -186,8 +189,13 @@ def completion_loss(model: LlamaForCausalLM, inputs: Tensor, labels: Tensor) -> 
 
 
 def learning_rate_factor(step: int, recipe: SeedRecipe) -> float:
-    """Linear up in the warm-up, then linear down to nothing."""
-    return min((step + 1) / recipe.warmup_steps, 1 - step / recipe.steps)
+    """Linear up in the warm-up, linear down to `habits_lr` where the habits begin, linear down to nothing."""
+    done, habits_begin = step / recipe.steps, recipe.copying_share + recipe.skills_share
+    if done < habits_begin:
+        down = 1 - (1 - recipe.habits_lr) * done / habits_begin
+    else:
+        down = recipe.habits_lr * (1 - done) / (1 - habits_begin)
+    return min((step + 1) / recipe.warmup_steps, down)
 
 
 def batch_stream(
