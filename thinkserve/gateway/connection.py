@@ -102,7 +102,8 @@ class Connection(asyncio.Protocol):
             return
         self._backlog.append(body)
         self._backlog_bytes += len(body)
-        if self._backlog_bytes > BACKLOG_BYTES and self._transport is not None:
+        # Not at the end of an answer: nothing more comes then, and the connection must read when it is used again.
+        if self._backlog_bytes > BACKLOG_BYTES and not self.ended and self._transport is not None:
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
@@ -231,6 +232,9 @@ class Connections:
         self._head = head
         self._free: deque[tuple[float, Connection]] = deque()
         self._closed = False
+        self._ending: set[asyncio.Task[None]] = (
+            set()
+        )  # a task that nobody holds may be collected before it has run
 
     def close(self) -> None:
         """Close the connections that nothing runs on, and each of the others when it is given back."""
@@ -269,7 +273,9 @@ class Connections:
         if connection.ended and connection.usable and not self._closed:
             self._free.append((loop.time(), connection))
         elif expected and not connection.ended:
-            loop.create_task(self._end(connection))
+            task = loop.create_task(self._end(connection))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
         else:
             connection.abort()
 

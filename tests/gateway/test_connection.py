@@ -1,0 +1,53 @@
+"""Connections to an engine, over a real socket: what is used again must work again."""
+
+from __future__ import annotations
+
+import asyncio
+
+from thinkserve.engines.engine import Endpoint
+from thinkserve.gateway.connection import BACKLOG_BYTES, Connections
+
+
+async def test_an_answer_that_filled_the_backlog_leaves_a_connection_that_reads() -> None:
+    """Nobody reads while the answer comes, and its end comes in the read that makes the backlog too large."""
+    accepted = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (2 * size))
+                # In two reads: the first fills the backlog to its brim, the second is the end.
+                for _ in range(2):
+                    writer.write(b"x" * size)
+                    await writer.drain()
+                    await asyncio.sleep(0.2)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    size = BACKLOG_BYTES * 3 // 4
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=2**20)
+    port = server.sockets[0].getsockname()[1]
+    connections = Connections(Endpoint(f"http://127.0.0.1:{port}"), idle_seconds=5)
+    try:
+        for _ in range(2):
+            connection = await asyncio.wait_for(connections.request("GET", "/"), 2)
+            await asyncio.sleep(0.7)
+            read = 0
+
+            def take(body: bytes) -> bool:
+                nonlocal read
+                read += len(body)
+                return False
+
+            while not connection.drained:
+                await asyncio.wait_for(connection.read(take), 2)
+            assert read == 2 * size
+            connections.release(connection)
+        assert accepted == 1, "the connection was used again"
+    finally:
+        connections.close()
+        server.close()
+        await server.wait_closed()
