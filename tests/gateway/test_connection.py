@@ -11,6 +11,7 @@ from thinkserve.gateway.connection import BACKLOG_BYTES, Connections
 async def test_an_answer_that_filled_the_backlog_leaves_a_connection_that_reads() -> None:
     """Nobody reads while the answer comes, and its end comes in the read that makes the backlog too large."""
     accepted = 0
+    left = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal accepted
@@ -25,7 +26,10 @@ async def test_an_answer_that_filled_the_backlog_leaves_a_connection_that_reads(
                     await writer.drain()
                     await asyncio.sleep(0.2)
         except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
             writer.close()
+            left.set()
 
     size = BACKLOG_BYTES * 3 // 4
     server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=2**20)
@@ -49,5 +53,7 @@ async def test_an_answer_that_filled_the_backlog_leaves_a_connection_that_reads(
         assert accepted == 1, "the connection was used again"
     finally:
         connections.close()
+        await asyncio.wait_for(left.wait(), 2)
+        await asyncio.sleep(0.05)  # for both ends to be closed, and not merely closing
         server.close()
         await server.wait_closed()
