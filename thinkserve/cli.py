@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 
-from thinkserve import __version__
+from thinkserve import __version__, cli_eval
 from thinkserve.errors import ThinkserveError, UsageError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 train_app = typer.Typer(help="Make thinking models.", no_args_is_help=True)
+cli_eval.register(app)
 app.add_typer(train_app, name="train")
 errors = Console(stderr=True, highlight=False)
 
