@@ -71,7 +71,7 @@ class Difference:
     """Of the first minus the second."""
     ci: tuple[float, float]
     p: float
-    """Two-sided, of the paired bootstrap."""
+    """Two-sided, of random sign flips of the paired differences."""
     p_holm: float | None = None
     """After Holm's correction over the categories of a scheme."""
     note: str | None = None
