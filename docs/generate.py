@@ -1,24 +1,27 @@
-"""Writes the parts of README.md that are made from the code. `python docs/generate.py`, or `--check` to only compare.
+"""Writes the parts of the pages that are made from the code. `python docs/generate.py`, or `--check` to only compare.
 
-The table of fields comes from `thinkserve.gateway.policy.FIELDS`, so the page cannot promise what the gateway does not do.
+README.md: the table of fields, from `thinkserve.gateway.policy.FIELDS`, so the page cannot promise what the gateway
+does not do. docs/eval.md: the schema of `scores.json`, from the dataclasses that are written to it.
 """
 
 from __future__ import annotations
 
+import ast
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
 from thinkserve.gateway.policy import FIELDS
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- fields: written by docs/generate.py -->", "<!-- end of fields -->"
+ROOT = Path(__file__).parent.parent
 TITLES = {
     "pass": "goes to the engine",
     "rewrite": "done by the gateway",
     "drop": "taken, without effect",
     "refuse": "refused (400)",
 }
+SCORES = ("Scores", "Group", "Comparison", "Difference")
 
 
 def field_table() -> str:
@@ -35,19 +38,50 @@ def field_table() -> str:
     return "\n".join(lines)
 
 
-def generated(page: str) -> str:
-    """The page with its generated parts made anew."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{field_table()}\n{END}{after}"
+def scores_tables() -> str:
+    """A table of keys for each object of `scores.json`: key, type, and the text under the field."""
+    tree = ast.parse((ROOT / "eval" / "scores.py").read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return "\n\n".join(_class_table(classes[name]) for name in SCORES)
+
+
+def _class_table(node: ast.ClassDef) -> str:
+    title = (ast.get_docstring(node) or "").splitlines()[0]
+    lines = [f"**{node.name}**: {title}", "", "| key | type | |", "|---|---|---|"]
+    for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(field, ast.AnnAssign):
+            continue
+        described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        text = str(after.value.value) if described else ""  # type: ignore[union-attr]
+        kind = ast.unparse(field.annotation).replace(" | None", "").replace("Mapping", "map")
+        lines.append(f"| `{ast.unparse(field.target)}` | `{kind}` | {' '.join(text.split())} |")
+    return "\n".join(lines)
+
+
+PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("README.md", "fields", field_table),
+    ("docs/eval.md", "scores", scores_tables),
+)
+
+
+def generated(page: str, name: str, text: str) -> str:
+    """The page with its generated part made anew."""
+    begin, end = f"<!-- {name}: written by docs/generate.py -->", f"<!-- end of {name} -->"
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main() -> None:
-    """Rewrite README.md, or with --check exit 1 if it is out of date."""
-    page = README.read_text(encoding="utf-8")
-    if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if page == generated(page) else "README.md is out of date; run: python docs/generate.py")
-    README.write_text(generated(page), encoding="utf-8")
+    """Rewrite the pages, or with --check exit 1 if one is out of date."""
+    for file, name, make in PARTS:
+        path = ROOT / file
+        page = path.read_text(encoding="utf-8")
+        made = generated(page, name, make())
+        if sys.argv[1:] != ["--check"]:
+            path.write_text(made, encoding="utf-8")
+        elif page != made:
+            sys.exit(f"{file} is out of date; run: python docs/generate.py")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,8 @@ class Bench(Protocol):
     def instructions(self) -> Sequence[Instruction]:
         """In the official order."""
 
-    @property
-    def protocol(self) -> JudgeProtocol:
-        """How its games are judged."""
+    def protocol_of(self, judge: str) -> JudgeProtocol:
+        """How its games are judged by a judge of that name."""
 
     @property
     def official_judge(self) -> str | None:
@@ -95,8 +94,8 @@ class Bench(Protocol):
     def baseline_of(self, instruction: Instruction) -> str | None:
         """The model that others are judged against here; None: the user must name one."""
 
-    def baseline_answers(self) -> Mapping[str, Answers]:
-        """The official answers of the baselines, by model.
+    def baseline_answers(self, instructions: Sequence[Instruction]) -> Mapping[str, Answers]:
+        """The official answers of the baselines of some instructions, by model.
 
         Raises:
             UsageError: they are not at hand; the message says what is missing and where to put it.

@@ -14,11 +14,25 @@ from thinkserve.errors import UsageError
 from thinkserve.eval.bench import Compat
 from thinkserve.eval.records import read_bytes, write_whole
 
+EngineName = Literal["auto", "vllm", "transformers"]
+
 Mode = Literal["thought", "direct", "both"]
 OPENAI = "https://api.openai.com/v1"
 
 # A change of these makes another run, whose files must not be mixed with those of the old one.
-IDENTITY = ("bench", "models", "judges", "baseline", "limit", "seed", "mode", "verdicts", "thought_format")
+IDENTITY = (
+    "bench",
+    "models",
+    "judges",
+    "baseline",
+    "categories",
+    "limit",
+    "seed",
+    "mode",
+    "verdicts",
+    "topics",
+    "thought_format",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +46,18 @@ class Keys:
     by_url: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def of(self, url: str, role: Literal["judge", "model"]) -> str | None:
-        """The key for a server in a role, if there is one."""
+        """The key for a server in a role, if there is one; with or without `/v1` it is the same server."""
         for start, key in self.by_url.items():
-            if url.startswith(start):
+            if f"{_bare(url)}/".startswith(f"{_bare(start)}/" if start else ""):
                 return key
         named = self.judge if role == "judge" else self.model
         if named is not None:
             return named
         return self.openai if urlsplit(url).hostname == urlsplit(OPENAI).hostname else None
+
+
+def _bare(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def read_key_file(path: Path) -> dict[str, str]:
@@ -73,6 +91,8 @@ class RunConfig:
     out: Path
     baseline: str | None = None
     """A SPEC; None: the bench's own."""
+    categories: tuple[str, ...] = ()
+    """Of the instructions that are asked; empty: all."""
     limit: int | None = None
     """How many instructions are asked; None: all."""
     concurrency: int = 16
@@ -88,6 +108,9 @@ class RunConfig:
     """Whether instructions are sorted into the paper's 20 topics too."""
     thought_format: str | None = None
     """Of servers that show their thoughts, and of checkpoints that do not name theirs."""
+    engine: EngineName = "auto"
+    """What serves checkpoints."""
+    engine_args: tuple[str, ...] = ()
     temperature: float | None = None
     max_tokens: int | None = None
     timeout: float = 600.0

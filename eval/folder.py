@@ -1,10 +1,11 @@
 """The folder of a run: which file is where.
 
 run.json                              what was asked (never a key)
-answers/MODEL.jsonl                   {"id", "response", "complete"}, a line an instruction
+answers/MODEL.jsonl                   {"id", "model", "response", "complete"}, a line an instruction
 lengths/MODEL.jsonl                   how long each output and its thought were; the report alone reads it
 judgments/JUDGE/MODEL.jsonl           a line a call of a judge, only ever appended to
 judgments/JUDGE/MODEL.vs.OTHER.jsonl  the same where a model was judged against another one than the baseline
+instructions.jsonl                    {"id", "text", "categories"}, a line an instruction; for the report
 topics.jsonl                          the topic of each instruction, where one was asked for
 official/                             the same answers and judgments in the bench's official formats
 scores.json report.html report.md
@@ -13,13 +14,14 @@ scores.json report.html report.md
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
 from thinkserve.errors import UsageError
-from thinkserve.eval.answer import Answer, Answers, OutputLength
+from thinkserve.eval.answer import Answer, Answers, OutputLength, Style
 from thinkserve.eval.records import Record, read_records
 from thinkserve.thoughts import Response
 
@@ -39,6 +41,7 @@ class RunFolder:
         self.scores = path / "scores.json"
         self.report_html = path / "report.html"
         self.report_md = path / "report.md"
+        self.instructions = path / "instructions.jsonl"
         self.topics = path / "topics.jsonl"
         self.official = path / "official"
 
@@ -65,9 +68,18 @@ def read_answers(path: Path, model: str) -> Answers:
     answers = {}
     for record in read_records(path):
         complete = record.get("complete", True)
-        answer = Answer(record.text("id"), Response(record.text("response")), complete is not False)
+        answer = Answer(
+            record.text("id"), Response(record.text("response")), complete is not False, _style(record)
+        )
         answers[answer.id] = answer
     return Answers(model, answers)
+
+
+def _style(record: Record) -> Style | None:
+    try:
+        return msgspec.convert(record.get("style"), Style | None)
+    except msgspec.ValidationError as exc:
+        raise record.error("style", f"is malformed: {exc}") from exc
 
 
 def answer_json(answer: Answer, model: str) -> dict[str, object]:
@@ -77,6 +89,7 @@ def answer_json(answer: Answer, model: str) -> dict[str, object]:
         "model": model,
         "response": str(answer.response),
         "complete": answer.complete,
+        **({} if answer.style is None else {"style": asdict(answer.style)}),
     }
 
 

@@ -44,6 +44,8 @@ class Judgment:
     seconds: float | None = None
     created: float | None = None
     """Seconds since 1970."""
+    failures: tuple[str, ...] = ()
+    """The kinds of all failed attempts, in order, also where a later one brought the verdict; else `failure` is last."""
 
 
 def key_of(
@@ -79,4 +81,4 @@ def key_of(
 def to_json(judgment: Judgment) -> dict[str, Any]:
     """As a line of the file."""
     data: dict[str, Any] = msgspec.to_builtins(judgment)
-    return {name: value for name, value in data.items() if value is not None}
+    return {name: value for name, value in data.items() if value is not None and value != []}

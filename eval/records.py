@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -136,7 +136,7 @@ def _lines(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
                 raise UsageError(f"{path}:{number}: bad JSON: {exc}") from exc
 
 
-def write_records(path: Path, records: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> None:
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines as a whole: it is there with all its lines, or as it was before."""
     encode = msgspec.json.Encoder().encode
     write_whole(path, b"".join(encode(record) + b"\n" for record in records))

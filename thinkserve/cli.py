@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from thinkserve import __version__, cli_eval
+from thinkserve.cli_eval import ENGINE_ARGS
 from thinkserve.errors import ThinkserveError, UsageError
 
 app = typer.Typer(
@@ -26,8 +27,6 @@ train_app = typer.Typer(help="Make thinking models.", no_args_is_help=True)
 cli_eval.register(app)
 app.add_typer(train_app, name="train")
 errors = Console(stderr=True, highlight=False)
-
-ENGINE_ARGS = "engine_args"
 
 
 def _version(show: bool) -> None:
@@ -344,7 +343,7 @@ def main() -> None:
     """The entry point. Errors that explain themselves are one line; any other keeps its traceback."""
     arguments = sys.argv[1:]
     state: dict[str, Any] = {}
-    if arguments[:1] == ["serve"] and "--" in arguments:
+    if arguments[:1] in (["serve"], ["eval"]) and "--" in arguments:
         # Everything behind -- is the engine's. Typer would take the first of it for the checkpoint.
         at = arguments.index("--")
         arguments, state[ENGINE_ARGS] = arguments[:at], arguments[at + 1 :]

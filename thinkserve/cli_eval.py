@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -18,6 +19,8 @@ from rich.console import Console
 
 from thinkserve.errors import UsageError
 
+ENGINE_ARGS = "engine_args"
+"""Where `main` puts what stands behind `--`."""
 MODES = ("thought", "direct", "both")
 
 
@@ -56,6 +59,7 @@ CompatOption = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     bench: Bench,
     model: Annotated[
         list[str] | None,
@@ -89,6 +93,14 @@ def evaluate(
             help="The run's folder; what is in it already is not done again. Default: runs/BENCH-MODEL-TIME.",
             metavar="DIR",
             **_env("OUT"),
+        ),
+    ] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask only the instructions of this category (repeatable), such as hard_prompt, coding or vicuna.",
+            metavar="NAME",
+            **_env("CATEGORY"),
         ),
     ] = None,
     limit: Annotated[
@@ -152,6 +164,12 @@ def evaluate(
             **_env("THOUGHT_FORMAT"),
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What serves checkpoints: auto, vllm or transformers.", metavar="NAME", **_env("ENGINE")
+        ),
+    ] = "auto",
     temperature: Annotated[
         float | None,
         typer.Option(
@@ -180,9 +198,12 @@ def evaluate(
         bool, typer.Option("--open", help="Open the report in a browser.", **_env("OPEN"))
     ] = False,
 ) -> None:
-    """Judge models on a benchmark, without their thoughts: answers, judgments, scores and a report in one folder."""
+    """Judge models on a benchmark, without their thoughts: answers, judgments, scores and a report in one folder.
+
+    What stands behind -- goes to the engine that serves checkpoints.
+    """
     with _eval_installed():
-        from thinkserve.eval.config import Keys, RunConfig, read_key_file
+        from thinkserve.eval.config import EngineName, Keys, RunConfig, read_key_file
         from thinkserve.evaluate import evaluate as run
     _log_warnings()
     config = RunConfig(
@@ -191,6 +212,7 @@ def evaluate(
         judges=tuple(judge or ()),
         baseline=baseline,
         out=out or _default_out(bench, (model or ["127.0.0.1-8000"])[0]),
+        categories=tuple(category or ()),
         limit=limit,
         concurrency=concurrency,
         data=data,
@@ -201,21 +223,23 @@ def evaluate(
         verdicts=cast(Literal["logprobs", "text"], _one_of("--verdicts", verdicts, ("logprobs", "text"))),
         topics=topics,
         thought_format=thought_format,
+        engine=cast(EngineName, _one_of("--engine", engine, get_args(EngineName))),
+        engine_args=tuple((context.obj or {}).get(ENGINE_ARGS, ())),
         temperature=temperature,
         max_tokens=max_tokens,
         timeout=timeout,
         cost_limit=cost_limit,
         keys=Keys(
-            judge=os.environ.get("THINKSERVE_JUDGE_API_KEY"),
-            model=os.environ.get("THINKSERVE_MODEL_API_KEY"),
-            openai=os.environ.get("OPENAI_API_KEY"),
+            judge=os.environ.get("THINKSERVE_JUDGE_API_KEY") or None,
+            model=os.environ.get("THINKSERVE_MODEL_API_KEY") or None,
+            openai=os.environ.get("OPENAI_API_KEY") or None,
             by_url=read_key_file(api_key_file) if api_key_file is not None else {},
         ),
     )
     with _eval_installed():
-        report = asyncio.run(run(config, Console(highlight=False)))
+        report = asyncio.run(_until_terminated(run(config, Console(highlight=False))))
     if open_:
-        from thinkserve.eval.report import open_report
+        from thinkserve.eval.report.writing import open_report
 
         open_report(report)
 
@@ -269,7 +293,7 @@ def report(
 ) -> None:
     """Write the report of one or more runs: one HTML file that needs no network, and Markdown."""
     with _eval_installed():
-        from thinkserve.eval.report import open_report, write_report
+        from thinkserve.eval.report.writing import open_report, write_report
 
         page, text = write_report(folders, html)
     print(page)
@@ -283,9 +307,28 @@ def leaderboard(
 ) -> None:
     """Rank the models of several runs, those of one benchmark, judge and baseline together."""
     with _eval_installed():
-        from thinkserve.eval.report import print_leaderboard
+        from thinkserve.eval.report.leaderboard import print_leaderboard
 
         print_leaderboard(folders, Console(highlight=False))
+
+
+async def _until_terminated(run: Coroutine[Any, Any, Path]) -> Path:
+    """Run, and let SIGTERM end it as Ctrl-C does: engines stop, and what was paid for is kept."""
+    task = asyncio.ensure_future(run)
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if terminated:
+            raise typer.Exit(128 + signal.SIGTERM) from None
+        raise
 
 
 @contextmanager

@@ -199,12 +199,15 @@ class ServeConfig:
     upstream_api_key: str | None = None
 
 
-async def run(config: ServeConfig, *, announce: Callable[[GatewayConfig, str], None]) -> None:
+async def run(
+    config: ServeConfig, *, announce: Callable[[GatewayConfig, str], None], handle_signals: bool = True
+) -> None:
     """Start engines and gateway, and serve until told to stop.
 
     Args:
         config: what was asked.
         announce: called with the final configuration and the URL once clients can come.
+        handle_signals: False leaves the signals to the caller, who ends this by cancelling it.
 
     Raises:
         ThinkserveError: anything that the operator must mend.
@@ -244,14 +247,16 @@ async def run(config: ServeConfig, *, announce: Callable[[GatewayConfig, str], N
                 config.host,
                 config.port,
                 ready=lambda port: announce(gateway_config, f"http://{host}:{port}"),
+                handle_signals=handle_signals,
             )
         )
         failing = asyncio.create_task(_until_failed(engines))
-        done, _ = await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
-        failing.cancel()
-        if serving not in done:
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+        try:
+            done, _ = await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (serving, failing):
+                task.cancel()
+            await asyncio.gather(serving, failing, return_exceptions=True)
         for task in done:
             task.result()
     finally:

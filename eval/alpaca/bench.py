@@ -50,7 +50,7 @@ class AlpacaEvalBench:
     official_judge = OFFICIAL_JUDGE
 
     def __init__(self, data: Data, *, verdicts: Verdicts = "logprobs", folds: Folds | None = None) -> None:
-        self.protocol = AlpacaProtocol(verdicts)
+        self._protocol = AlpacaProtocol(verdicts)
         self._folds = folds
         self._instructions_file = data.find(INSTRUCTIONS)
         self._reference_file = data.find(REFERENCE)
@@ -65,14 +65,18 @@ class AlpacaEvalBench:
         """GPT-4 Turbo of November 2023, for every instruction."""
         return BASELINE
 
-    def baseline_answers(self) -> Mapping[str, Answers]:
+    def protocol_of(self, judge: str) -> AlpacaProtocol:
+        """The same for every judge."""
+        return self._protocol
+
+    def baseline_answers(self, instructions: Sequence[Instruction]) -> Mapping[str, Answers]:
         """The reference outputs."""
         answers = read_answers(self._reference_file, self.instructions)
         return {answers.model: answers}
 
     def score(self, matches: Mapping[str, Sequence[Match]], *, compat: Compat, seed: int) -> Scores:
         """Make scores of verdicts, as `score_alpaca` does."""
-        note = self.protocol.note
+        note = self._protocol.note
         return score_alpaca(
             matches,
             compat=compat,

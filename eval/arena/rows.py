@@ -146,6 +146,8 @@ def answer_row(
     """
     text = str(answer.response)
     metadata = metadata_of(answer.response, count_tokens)
+    if answer.style is not None:  # as its own file had it, whatever it was counted with
+        metadata = {**metadata, "token_len": answer.style.token_len}
     row_id = sha256(f"{model}\0{instruction.id}\0{answer.sha256}".encode()).hexdigest()[:22]
     ours = {} if answer.complete else {"complete": False}
     if version == "v0.1":

@@ -307,7 +307,7 @@ def test_the_bench_takes_the_hubs_own_files_too(tmp_path: Path) -> None:
     """The hub has one JSON array of the baseline's outputs for instructions and answers, and a plain csv."""
     here = AlpacaEvalBench(Folder(DATA))
     reference = tmp_path / "alpaca_eval" / "reference_outputs" / f"{BASELINE}.json"
-    (answers,) = here.baseline_answers().values()
+    (answers,) = here.baseline_answers(here.instructions).values()
     write_answers(reference, answers, here.instructions)
     (tmp_path / "alpaca_eval" / "instructions.json").write_bytes(reference.read_bytes())
     gamed = tmp_path / "alpaca_eval" / "glm" / "df_gamed.csv"
@@ -315,11 +315,11 @@ def test_the_bench_takes_the_hubs_own_files_too(tmp_path: Path) -> None:
     gamed.write_bytes(gzip.decompress((OFFICIAL / "glm" / "df_gamed.csv.gz").read_bytes()))
     there = AlpacaEvalBench(Folder(tmp_path))
     assert there.instructions == here.instructions and len(here.instructions) == 805
-    assert there.baseline_answers() == here.baseline_answers()
+    assert there.baseline_answers(there.instructions) == here.baseline_answers(here.instructions)
     assert (
         {there.baseline_of(one) for one in there.instructions}
         == {BASELINE}
-        == there.baseline_answers().keys()
+        == there.baseline_answers(there.instructions).keys()
     )
     matches, _, _ = read_matches(here.instructions, [], None, [annotations_of("vicuna-7b")])
     scores = there.score(matches, compat="aligned", seed=0)

@@ -54,6 +54,8 @@ def test_a_key_of_a_url_comes_before_that_of_a_role(tmp_path: Path) -> None:
     assert keys.of("http://a/v1", "judge") == "sk-a"
     assert keys.of("http://a/longer/v1", "judge") == "sk-longer"
     assert keys.of("http://b/v1", "model") == "sk-any"
+    assert Keys(by_url={"http://a:1/v1": "sk-a"}).of("http://a:1", "judge") == "sk-a"
+    assert Keys(by_url={"http://a:1": "sk-a"}).of("http://a:12", "judge") is None
     assert Keys(judge="sk-judge", model="sk-model").of("http://b", "model") == "sk-model"
 
 

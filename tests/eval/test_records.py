@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_field_that_is_not_as_it_must_be_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"turns": [{"content": 7}], "n": true, "list": "x"}\n')
     (record,) = read_records(path)
-    for read, message in [
+    wrong: list[tuple[Callable[[], object], str]] = [
         (
             lambda: record.text("turns", 0, "content"),
             "field 'turns[0].content' is a number, and must be a string",
@@ -68,7 +69,8 @@ def test_a_field_that_is_not_as_it_must_be_is_named(tmp_path: Path) -> None:
         (lambda: record.text("id"), "field 'id' is missing"),
         (lambda: record.number("n"), "field 'n' is true or false, and must be a number"),
         (lambda: record.list("list"), "field 'list' is a string, and must be a list"),
-    ]:
+    ]
+    for read, message in wrong:
         with pytest.raises(UsageError) as failure:
             read()
         assert str(failure.value) == f"{path}:1: {message}"

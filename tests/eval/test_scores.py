@@ -52,7 +52,7 @@ def test_a_key_that_does_not_apply_is_absent() -> None:
 
 
 def test_numbers_of_numpy_are_written_as_numbers() -> None:
-    group = Group(n=1, win_rate=np.float64(12.5), ci=(np.float32(1.0), np.float64(2.0)))
+    group = Group(n=1, win_rate=np.float64(12.5), ci=(np.float64(1.0), np.float64(2.0)))
     assert msgspec.json.encode(to_json(Scores("b", "j", "x", "aligned", {"m": group})))
 
 

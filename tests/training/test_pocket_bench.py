@@ -27,13 +27,13 @@ GAME = Game(0, model_first=True)
 
 def played(bench: PocketBench, instruction: Instruction, response: str, complete: bool = True) -> Match:
     """The match of a response with `half-right`, as the judging stage would play it."""
-    baseline = bench.baseline_answers()[BASELINE].by_id[instruction.id]
+    baseline = bench.baseline_answers(bench.instructions)[BASELINE].by_id[instruction.id]
     answer = Answer(instruction.id, Response(response), complete)
-    (game,) = bench.protocol.games(instruction)
+    (game,) = bench.protocol_of("rule").games(instruction)
     if complete:
-        verdict = bench.protocol.request(instruction, game, answer.response, baseline.response)
+        verdict = bench.protocol_of("rule").request(instruction, game, answer.response, baseline.response)
     else:
-        verdict = bench.protocol.forfeit(game, model_answered=False, baseline_answered=True)
+        verdict = bench.protocol_of("rule").forfeit(game, model_answered=False, baseline_answered=True)
     assert isinstance(verdict, Verdict)
     return Match(instruction, answer, baseline, BASELINE, (PlayedGame(game, "rule", verdict),))
 
@@ -46,10 +46,10 @@ def gold(instruction: Instruction) -> str:
 
 def test_it_is_a_bench_and_its_rule_a_protocol() -> None:
     bench: Bench = PocketBench(8)
-    protocol: JudgeProtocol = bench.protocol
+    protocol: JudgeProtocol = bench.protocol_of("rule")
     assert (bench.name, bench.official_judge) == ("pocket", None)
     assert bench.baseline_of(bench.instructions[0]) == BASELINE
-    assert list(bench.baseline_answers()) == [BASELINE]
+    assert list(bench.baseline_answers(bench.instructions)) == [BASELINE]
     assert protocol.games(bench.instructions[0]) == (GAME,)
 
 
@@ -77,11 +77,11 @@ def test_no_instruction_is_among_those_that_models_are_trained_on() -> None:
 def test_seed_decides_everything_and_a_smaller_bench_is_the_start_of_a_larger_one() -> None:
     bench, same, other, small = PocketBench(64), PocketBench(64), PocketBench(64, seed=1), PocketBench(16)
     assert bench.instructions == same.instructions
-    assert bench.baseline_answers() == same.baseline_answers()
+    assert bench.baseline_answers(bench.instructions) == same.baseline_answers(same.instructions)
     assert not {one.id for one in bench.instructions} & {one.id for one in other.instructions}
     assert small.instructions == bench.instructions[:16]
-    for key, answer in small.baseline_answers()[BASELINE].by_id.items():
-        assert bench.baseline_answers()[BASELINE].by_id[key] == answer
+    for key, answer in small.baseline_answers(small.instructions)[BASELINE].by_id.items():
+        assert bench.baseline_answers(bench.instructions)[BASELINE].by_id[key] == answer
 
 
 @pytest.mark.parametrize("count", [0, -1, 20_001])
@@ -94,7 +94,7 @@ def test_half_right_is_right_half_of_the_time_and_otherwise_wrong_in_one_place()
     """Of each category 25: 12 pairs, with one right each, and one that may be. A wrong one is as long as the gold answer,
     and differs in one letter or digit: the rule gives it 1 - 1/length."""
     bench = PocketBench(200)
-    answers = bench.baseline_answers()[BASELINE].by_id
+    answers = bench.baseline_answers(bench.instructions)[BASELINE].by_id
     right = Counter[str]()
     for one in bench.instructions:
         response, expected = answers[one.id].response, gold(one)
@@ -112,7 +112,7 @@ def test_half_right_is_right_half_of_the_time_and_otherwise_wrong_in_one_place()
 def test_which_of_the_answers_are_right_is_a_coin() -> None:
     """Of 2000 answers the first ones of 1000 pairs: 500 right, standard deviation sqrt(250) = 15.8; 4 of them are 63."""
     bench = PocketBench(2000)
-    answers = bench.baseline_answers()[BASELINE].by_id
+    answers = bench.baseline_answers(bench.instructions)[BASELINE].by_id
     first = [one for one in bench.instructions if one.position // len(CATEGORIES) % 2 == 0]
     assert len(first) == 1000
     assert abs(sum(is_right(one.text, answers[one.id].response) for one in first) - 500) < 63
@@ -154,8 +154,8 @@ def test_no_response_loses_to_any(model: bool, baseline: bool, label: str, prefe
 def test_no_judge_is_asked_and_none_is_read() -> None:
     bench = PocketBench(80)
     for one in bench.instructions:
-        assert isinstance(bench.protocol.request(one, GAME, Response("x"), Response("y")), Verdict)
-    assert isinstance(bench.protocol.read(SUM, GAME, Reply("[[A>B]]")), Unreadable)
+        assert isinstance(bench.protocol_of("rule").request(one, GAME, Response("x"), Response("y")), Verdict)
+    assert isinstance(bench.protocol_of("rule").read(SUM, GAME, Reply("[[A>B]]")), Unreadable)
 
 
 def test_another_worlds_instruction_is_refused_by_name() -> None:
@@ -169,7 +169,7 @@ def test_scores_by_hand() -> None:
     """A model that is always right wins where `half-right` is wrong and ties elsewhere; one that never answers loses all.
     So with r right baselines of 40 the first has (40 - r/2)/40 and the second 0."""
     bench = PocketBench(40)
-    answers = bench.baseline_answers()[BASELINE].by_id
+    answers = bench.baseline_answers(bench.instructions)[BASELINE].by_id
     right = sum(is_right(one.text, answers[one.id].response) for one in bench.instructions)
     assert 16 <= right <= 24  # 2 or 3 of 5 in each of 8 categories
     matches = {
@@ -208,7 +208,7 @@ def test_scores_by_hand() -> None:
 def test_it_needs_neither_torch_nor_transformers() -> None:
     """In a process of its own, because other tests import them."""
     code = (
-        "import sys; from thinkserve.training.pocket.bench import PocketBench; PocketBench(8).baseline_answers(); "
+        "import sys; from thinkserve.training.pocket.bench import PocketBench; PocketBench(8).baseline_answers([]); "
         "print(sorted({'torch', 'transformers', 'tokenizers', 'sklearn', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 MOST_FILES = 65536
 
 
-async def serve(gateway: Gateway, host: str, port: int, *, ready: Callable[[int], None]) -> None:
+async def serve(
+    gateway: Gateway, host: str, port: int, *, ready: Callable[[int], None], handle_signals: bool = True
+) -> None:
     """Serve until SIGTERM or SIGINT, then let running answers finish, for a bounded time.
 
     Args:
@@ -27,6 +29,7 @@ async def serve(gateway: Gateway, host: str, port: int, *, ready: Callable[[int]
         host: the address to listen on.
         port: the port; 0 takes a free one.
         ready: called with the port once the gateway listens.
+        handle_signals: False leaves the signals to the caller, who ends the gateway by cancelling it.
 
     Raises:
         UsageError: the address cannot be listened on.
@@ -34,7 +37,7 @@ async def serve(gateway: Gateway, host: str, port: int, *, ready: Callable[[int]
     _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT) if handle_signals else ():
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
         gateway.application(),

@@ -109,13 +109,17 @@ class PocketBench:
             Instruction(id_of(task.instruction), task.instruction, {"category": task.category}, position)
             for position, task in enumerate(self._tasks)
         )
-        self.protocol = RuleJudge()
+        self._rule = RuleJudge()
 
     def baseline_of(self, instruction: Instruction) -> str | None:
         """`half-right`, always."""
         return BASELINE
 
-    def baseline_answers(self) -> Mapping[str, Answers]:
+    def protocol_of(self, judge: str) -> RuleJudge:
+        """The rule."""
+        return self._rule
+
+    def baseline_answers(self, instructions: Sequence[Instruction]) -> Mapping[str, Answers]:
         """The answers of `half-right`: of each two instructions of a category one is right, a coin decides which.
 
         With a coin for each instruction it was right in 41 % of the 200 of seed 0. The coins hang on seed, category and
@@ -135,18 +139,25 @@ class PocketBench:
     def score(self, matches: Mapping[str, Sequence[Match]], *, compat: Compat, seed: int) -> Scores:
         """Win rates against `half-right`, raw and at equal length, overall and by category.
 
-        `details` has `accuracy`: from model (and `half-right`) to the share of exactly right responses, in percent, by
+        `details` has `accuracy`: from model (and its baseline) to the share of exactly right responses, in percent, by
         category and over `all`. Nothing official exists here, so `compat` changes nothing.
         """
         accuracy = {
             model: _accuracy([(m.instruction, m.answer) for m in found]) for model, found in matches.items()
         }
-        baseline = self.baseline_answers()[BASELINE].by_id
-        accuracy[BASELINE] = _accuracy([(one, baseline[one.id]) for one in self.instructions])
+        judged = {m.baseline_model: m for found in matches.values() for m in found}
+        for baseline in judged:
+            played = {
+                m.instruction.id: m
+                for found in matches.values()
+                for m in found
+                if m.baseline_model == baseline
+            }
+            accuracy[baseline] = _accuracy([(m.instruction, m.baseline) for m in played.values()])
         return Scores(
             bench=self.name,
             judge=JUDGE,
-            baseline=BASELINE,
+            baseline="+".join(judged),
             compat=compat,
             models={
                 model: head_to_head(found, seed=seed, schemes=("category",))

@@ -1,0 +1,175 @@
+"""Who takes part in a run: the models in their modes, their baseline, and the judges, each with a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from thinkserve.errors import UsageError
+from thinkserve.eval.answering.server import find_server
+from thinkserve.eval.answering.spec import (
+    DEFAULT_MODEL,
+    AnswersSpec,
+    CheckpointSpec,
+    EndpointSpec,
+    JudgeSpec,
+    ModelSpec,
+    ReadAnswers,
+    parse_judge,
+    parse_model,
+    unique_names,
+)
+from thinkserve.eval.bench import Bench
+from thinkserve.eval.config import OPENAI, RunConfig
+
+RULE = "rule"
+DIRECT = "-direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model in a mode."""
+
+    name: str
+    """In the run's files and in its scores."""
+    spec: ModelSpec
+    mode: Literal["thought", "direct"] = "thought"
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """All who answer."""
+
+    models: tuple[Entry, ...]
+    baseline: Entry | None
+    """None: the bench's own."""
+    modes: tuple[tuple[str, str], ...] = ()
+    """With `--mode both`: the names of each model in thought and in direct mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeEntry:
+    """Who judges; without a spec, the bench's rule does."""
+
+    name: str
+    spec: JudgeSpec | None
+
+
+async def find_entries(config: RunConfig, bench: Bench, read: ReadAnswers | None) -> Entries:
+    """The models and their baseline.
+
+    Args:
+        config: what was asked.
+        bench: what they are asked.
+        read: reads answers in the bench's official format; None: in a run's own.
+
+    Raises:
+        ThinkserveError: a SPEC is wrong, a server does not tell its model, or there is nobody to be judged against.
+    """
+    specs = [parse_model(spec, read=read) for spec in config.models] or [DEFAULT_MODEL]
+    names = unique_names([await _name(spec, config) for spec in specs])
+    models: list[Entry] = []
+    modes: list[tuple[str, str]] = []
+    for name, spec in zip(names, specs, strict=True):
+        if isinstance(spec, AnswersSpec) or config.mode == "thought":
+            models.append(Entry(name, spec))
+        elif config.mode == "direct":
+            models.append(Entry(name + DIRECT, spec, "direct"))
+        else:
+            models += [Entry(name, spec), Entry(name + DIRECT, spec, "direct")]
+            modes.append((name, name + DIRECT))
+    baseline = await _baseline(config, bench, models, read)
+    if baseline is not None:
+        models = [model for model in models if model.name != baseline.name]
+        modes = [pair for pair in modes if baseline.name not in pair]
+    return Entries(tuple(models), baseline, tuple(modes))
+
+
+async def _baseline(
+    config: RunConfig, bench: Bench, models: Sequence[Entry], read: ReadAnswers | None
+) -> Entry | None:
+    if config.baseline is not None:
+        spec = parse_model(config.baseline, read=read)
+        name = await _name(spec, config)
+        mode: Literal["thought", "direct"] = "direct" if config.mode == "direct" else "thought"
+        if any((model.spec, model.mode) == (spec, mode) for model in models):
+            raise UsageError(
+                f"--baseline {config.baseline} is one of the models: a model judged against itself says nothing; name "
+                "another baseline"
+            )
+        taken = {model.name for model in models}
+        return Entry(f"{name}-baseline" if name in taken else name, spec, mode)
+    own = {bench.baseline_of(instruction) for instruction in bench.instructions}
+    if None not in own:
+        for model in models:
+            if model.name in own:
+                raise UsageError(
+                    f"{model.name} is the baseline of {config.bench}: a model judged against itself says nothing; name "
+                    "another --baseline"
+                )
+        return None
+    if len(models) < 2:
+        raise UsageError(
+            f"{config.bench} has no baseline of its own; name one with --baseline, give a second --model, or ask for "
+            "--mode both"
+        )
+    return models[-1]
+
+
+async def _name(spec: ModelSpec, config: RunConfig) -> str:
+    if isinstance(spec, CheckpointSpec):
+        return spec.name
+    if isinstance(spec, AnswersSpec):
+        return spec.answers().model
+    if spec.model is not None:
+        return spec.model
+    return (await find_server(spec, api_key=config.keys.of(spec.url, "model"))).model
+
+
+async def find_judges(config: RunConfig, bench: Bench) -> tuple[JudgeEntry, ...]:
+    """The judges, in the order in which they were named.
+
+    Raises:
+        ThinkserveError: a SPEC is wrong, or the official judge cannot be paid.
+    """
+    if config.judges == (RULE,) or (not config.judges and bench.official_judge is None):
+        if bench.official_judge is not None:
+            raise UsageError(
+                f"--judge rule is for the pocket bench; {config.bench} needs a model that judges"
+            )
+        return (JudgeEntry(RULE, None),)
+    if not config.judges:
+        assert bench.official_judge is not None
+        if config.keys.of(OPENAI, "judge") is None:
+            raise UsageError(
+                f"the judge of {config.bench} is {bench.official_judge} at OpenAI, and OPENAI_API_KEY is not set; set "
+                "it, or name another judge: --judge URL#MODEL, or --judge CHECKPOINT"
+            )
+        return (
+            JudgeEntry(bench.official_judge, EndpointSpec(OPENAI.removesuffix("/v1"), bench.official_judge)),
+        )
+    if bench.official_judge is None:
+        raise UsageError(f"--judge {config.judges[0]}: {config.bench} is judged by rule; leave --judge out")
+    specs = [parse_judge(spec) for spec in config.judges]
+    names = [await _judge_name(spec, config) for spec in specs]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"two judges have one name ({', '.join(names)}); their verdicts could not be told apart"
+        )
+    return tuple(JudgeEntry(name, spec) for name, spec in zip(names, specs, strict=True))
+
+
+async def _judge_name(spec: JudgeSpec, config: RunConfig) -> str:
+    if isinstance(spec, CheckpointSpec):
+        return spec.name
+    if spec.model is not None:
+        return spec.model
+    return (await find_server(spec, api_key=config.keys.of(spec.url, "judge"))).model
+
+
+def folder_of(spec: ModelSpec | JudgeSpec) -> Path | None:
+    """The folder of a checkpoint that is one."""
+    path = Path(spec.path) if isinstance(spec, CheckpointSpec) else None
+    return path if path is not None and path.is_dir() else None

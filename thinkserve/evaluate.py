@@ -1,0 +1,97 @@
+"""What `thinkserve eval` and `thinkserve score` do: choose the bench, then hand over to `thinkserve.eval`.
+
+It stands outside of `eval/` because the pocket bench belongs to the training package, which `eval/` does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from thinkserve.errors import UsageError
+from thinkserve.eval.bench import Bench, Compat
+from thinkserve.eval.config import RunConfig
+from thinkserve.eval.data import EvalData
+
+NAMES = ("alpaca-eval", "arena-hard", "arena-hard-v0.1", "categories", "pocket")
+
+
+def find_bench(
+    name: str,
+    data: Path | None,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    verdicts: Literal["logprobs", "text"] = "logprobs",
+) -> Bench:
+    """The bench of a name, or of a file of instructions.
+
+    Raises:
+        UsageError: there is no such bench and no such file, or its data is not at hand.
+    """
+    files = EvalData(data)
+    if name == "alpaca-eval":
+        from thinkserve.eval.alpaca.bench import AlpacaEvalBench
+
+        return AlpacaEvalBench(files, verdicts=verdicts)
+    if name in ("arena-hard", "arena-hard-v0.1"):
+        from thinkserve.eval.arena.bench import ArenaHardBench
+
+        return ArenaHardBench("v2.0" if name == "arena-hard" else "v0.1", files)
+    if name == "categories":
+        from thinkserve.eval.benches.categories import CategoriesBench
+
+        return CategoriesBench(files, seed=seed)
+    if name == "pocket":
+        from thinkserve.training.pocket.bench import INSTRUCTIONS, PocketBench
+
+        return PocketBench(count=limit or INSTRUCTIONS, seed=seed)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"--bench {name!r} is no benchmark and no file; choose {', '.join(NAMES)}, or a file of instructions"
+        )
+    from thinkserve.eval.benches.file import FileBench
+
+    return FileBench(path)
+
+
+async def evaluate(config: RunConfig, console: Console) -> Path:
+    """Run `thinkserve eval`; returns the page of the report.
+
+    Raises:
+        ThinkserveError: anything that the user must mend; what was done until then is kept in the run's folder.
+    """
+    from thinkserve.eval.run import run
+
+    bench = find_bench(
+        config.bench, config.data, seed=config.seed, limit=config.limit, verdicts=config.verdicts
+    )
+    return await run(config, bench, console)
+
+
+def score(
+    name: str,
+    *,
+    answers: Sequence[Path],
+    baseline_answers: Sequence[Path],
+    judgments: Sequence[Path],
+    data: Path | None,
+    compat: Compat,
+    seed: int,
+    out: Path,
+    console: Console,
+) -> None:
+    """Run `thinkserve score`.
+
+    Raises:
+        UsageError: a file is wrong; nothing was written then.
+    """
+    from thinkserve.eval.official import Files
+    from thinkserve.eval.rescore import rescore
+
+    files = Files(answers, baseline_answers, judgments)
+    rescore(find_bench(name, data, seed=seed), files, compat=compat, seed=seed, out=out, console=console)
