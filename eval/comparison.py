@@ -120,9 +120,13 @@ def _categories(matches: Sequence[Match], scheme: str, seed: int) -> dict[str, G
         if scheme in match.instruction.categories:
             members.setdefault(match.instruction.categories[scheme], []).append(match)
     scored = _scored([match for found in members.values() for match in found])
-    rates = _length_controlled(scored, scheme).by_group if scored else {}
+    controlled = _length_controlled(scored, scheme) if scored else None
     return {
-        name: replace(_group(found, seed), length_controlled_win_rate=rates.get(name))
+        name: replace(
+            _group(found, seed),
+            length_controlled_win_rate=None if controlled is None else controlled.by_group.get(name),
+            lc_standard_error=None if controlled is None else controlled.error_by_group.get(name),
+        )
         for name, found in members.items()
     }
 

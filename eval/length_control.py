@@ -42,6 +42,8 @@ class LengthControlled:
     """In points; 50, the most there can be, for a single instruction."""
     by_group: Mapping[str, float]
     """Of each category, drawn towards their mean where it is small; in the order in which they come."""
+    error_by_group: Mapping[str, float]
+    """In points; of all wins or all losses it says too little, as every such error does."""
     coefficient: float
     """phi, in logits: above 0 where the judge prefers the longer response; 0 where lengths tell nothing."""
 
@@ -91,9 +93,13 @@ def length_controlled(
     level = design.copy()
     level[:, 1] = 0.0
     predicted = _sigmoid(level @ weights)
-    by_group = {name: 100 * float(predicted[list(groups or ()).index(name)]) for name in names}
+    of_group = {name: level[[list(groups or ()).index(name)]] for name in names}
+    by_group = {name: 100 * float(_sigmoid(row @ weights)[0]) for name, row in of_group.items()}
+    errors = {
+        name: 100 * _standard_error(design, row, wins, ridge, weights) for name, row in of_group.items()
+    }
     error = _standard_error(design, level, wins, ridge, weights)
-    return LengthControlled(100 * float(predicted.mean()), 100 * error, by_group, float(weights[1]))
+    return LengthControlled(100 * float(predicted.mean()), 100 * error, by_group, errors, float(weights[1]))
 
 
 def _checked(
@@ -154,14 +160,24 @@ def _curvature(design: Floats, predicted: Floats, ridge: Floats) -> Floats:
 
 
 def _standard_error(design: Floats, level: Floats, wins: Floats, ridge: Floats, weights: Floats) -> float:
-    """By how much the mean prediction would move with each row (infinitesimal jackknife, which is the robust variance)."""
+    """By how much the mean prediction would move with each row (infinitesimal jackknife, which is the robust variance).
+
+    Args:
+        design: (rows, weights).
+        level: (rows, weights) at equal length, or the one row of a category.
+        wins: (rows,).
+        ridge: (weights,).
+        weights: as fitted.
+    """
     rows = wins.size
     if rows == 1:
         return 0.5
     predicted, at_level = _sigmoid(design @ weights), _sigmoid(level @ weights)
-    gradient = level.T @ (at_level * (1 - at_level)) / rows
+    gradient = level.T @ (at_level * (1 - at_level)) / len(level)
     reach = np.linalg.solve(_curvature(design, predicted, ridge), gradient)
-    moves = (design @ reach) * (wins - predicted) + (at_level - at_level.mean()) / rows
+    moves = (design @ reach) * (wins - predicted)
+    if len(level) == rows:  # of another draw of rows, the mean over them moves too
+        moves = moves + (at_level - at_level.mean()) / rows
     return float(np.sqrt(((moves - moves.mean()) ** 2).sum() * rows / (rows - 1)))
 
 

@@ -130,7 +130,7 @@ def _chart(
     )
     return join(
         legend([(at, entry.name) for at, entry in numbered]) if len(numbered) > 1 else None,
-        tag("ul", head, rows, few_row(few), class_="rows"),
+        tag("ul", head if rows else None, rows, few_row(few), class_="rows"),
     )
 
 

@@ -118,7 +118,7 @@ def _overview(found: Sequence[Comparison]) -> Html:
 def _body(comparison: Comparison, evidence: Sequence[Evidence]) -> Html:
     return join(
         tag("p", sentence(comparison), class_="finding"),
-        _remark(comparison.overall.note),
+        None if _too_few(comparison.overall) else _remark(comparison.overall.note),
         _head_to_head(comparison),
         costs_of(comparison, evidence, priced=about_thinking(comparison)),
         _differences(comparison, evidence),

@@ -121,11 +121,16 @@ def _comparisons(ranking: Ranking) -> str:
             if len(differences) <= MOST_DRAWN:
                 rows = [
                     _difference(name, d, d.p if d.p_holm is None else d.p_holm, comparison)
-                    for name, d in sorted(differences.items(), key=lambda item: -item[1].difference)
+                    for name, d in sorted(differences.items(), key=_telling_first)
                 ]
                 parts.append(f"### {escaped(_pair(comparison))} by {escaped(scheme_title(scheme).lower())}")
                 parts.append(table([scheme_title(scheme), "Difference", "Interval", "p (Holm)", "n"], rows))
     return "\n\n".join(parts)
+
+
+def _telling_first(item: tuple[str, Difference]) -> tuple[bool, float]:
+    _, found = item
+    return ((found.note or "").startswith("too few"), -found.difference)
 
 
 def _pair(comparison: Comparison) -> str:

@@ -206,3 +206,14 @@ def test_length_is_that_of_responses_and_a_loss_without_one_is_not_excused_as_sh
     assert length_difference(Match(instruction, short, baseline, "b", ())) == 5 - 15
     assert length_difference(Match(instruction, none, baseline, "b", ())) == 0
     assert length_difference(Match(instruction, short, none, "b", ())) == 0
+
+
+def test_the_error_of_a_category_is_that_of_its_mean_where_lengths_tell_nothing() -> None:
+    """Without length and with hardly any pooling, a category is a mean: its error is sd / sqrt(n), 40 wins of 100 here.
+
+    sqrt(0.4 * 0.6 / 100) = 0.049; a category four times as large has half the error.
+    """
+    wins = [1.0] * 40 + [0.0] * 60 + [1.0] * 160 + [0.0] * 240
+    found = length_controlled(wins, np.zeros(500), ["small"] * 100 + ["large"] * 400)
+    assert found.error_by_group["small"] == pytest.approx(4.9, rel=0.05)
+    assert found.error_by_group["large"] == pytest.approx(2.45, rel=0.05)
