@@ -2,6 +2,7 @@
 # make test    install what is needed (a CPU vLLM too) and run all tests
 # make lint    ruff and mypy strict
 # make bench   the gateway against a bare pass-through, the splitter against vLLM's parser, the engines
+# make bench-eval DATA=DIR   scoring AlpacaEval and Arena-Hard beside the originals' methods, over the official files
 # make format  let ruff rewrite the code
 #
 # Everything lives in .venv. Only Python 3.11+, make and git are needed; PYTHON=python3.12 chooses another Python.
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint bench format clean
+.PHONY: serve test lint bench bench-eval format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/thinkserve serve $(ARGS)
@@ -28,6 +29,10 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/splitter.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/engines.py
+
+bench-eval: $(VENV)/.test
+	$(BIN)/python benchmarks/alpaca_scoring.py --data $(DATA)
+	$(BIN)/python benchmarks/arena_scoring.py --data $(DATA)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -173,13 +173,13 @@ def test_a_key_file_without_keys_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_option_has_a_help_text_and_an_environment_variable() -> None:
-    for command in ("serve", "chat", "split"):
+    for command in ("serve", "chat", "split", "eval", "score"):
         text = run(command, "--help").stdout.decode().split("Options:")[1]
         options = re.findall(r"^ {2}(--[a-z-]+)(.*(?:\n\s{10,}.*)*)", text, flags=re.MULTILINE)
         assert len(options) > 2
         for name, described in options:
             assert re.search(r"[A-Za-z]{3}", described), f"{command} {name} has no help"
-            if command == "serve" and name != "--help":
+            if command in ("serve", "eval") and name != "--help":
                 assert "THINKSERVE_" in described, f"{command} {name} has no environment variable"
 
 

@@ -28,6 +28,28 @@ def test_every_package_of_the_tree_is_in_the_wheel() -> None:
     assert found == set(tool["packages"])
 
 
+def test_every_file_that_is_no_code_is_package_data() -> None:
+    """A prompt that is missing from the wheel is found out when a judge is to be asked."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {name: ROOT / folder for name, folder in tool["package-dir"].items()}
+    for package in tool["packages"]:
+        folders.setdefault(package, _folder_of(package, folders))
+    shipped = {
+        path
+        for package, patterns in tool["package-data"].items()
+        for pattern in patterns
+        for path in folders[package].glob(pattern)
+    }
+    roots = [ROOT / "thinkserve", ROOT / "eval", ROOT / "training"]
+    there = {path for root in roots for path in root.rglob("*") if path.is_file() and path.suffix != ".py"}
+    assert {path for path in there if "__pycache__" not in path.parts} <= shipped
+
+
+def _folder_of(package: str, folders: dict[str, Path]) -> Path:
+    parent, _, name = package.rpartition(".")
+    return folders[parent] / name if parent in folders else ROOT.joinpath(*package.split("."))
+
+
 @pytest.mark.parametrize("module", [thinkserve, thoughts, gateway, engines])
 def test_all_names_what_there_is(module: ModuleType) -> None:
     for name in getattr(module, "__all__", []):

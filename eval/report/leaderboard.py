@@ -183,7 +183,8 @@ COUNTS: dict[str, Callable[[Group], float | None]] = {
 
 def _importance(title: str) -> int:
     """The metrics first, then these; columns of the same importance stay in their order."""
-    order = ["n", "thought tokens", "no response", "unscored", "length"]
+    last = ["length_controlled_score", "markdown_controlled_score", "discrete_win_rate"]
+    order = ["n", "thought tokens", "no response", "unscored", "length", *map(title_of, last)]
     return order.index(title) + 1 if title in order else 0
 
 

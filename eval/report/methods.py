@@ -13,7 +13,8 @@ from thinkserve.eval.report.tables import plain_table
 
 COMPAT = {
     "official": "the published computation is reproduced with its quirks, so the numbers can be put next to a leaderboard",
-    "aligned": "the quirks of the published computation are mended: answers are joined by instruction, not by row",
+    "aligned": "the quirks of the published computation are mended: AlpacaEval's rows are joined by instruction and not by "
+    "position, Arena-Hard's bootstrap is seeded and draws whole questions",
 }
 FORFEITS = (
     "Judges get responses only. A thought is cut off before anything is judged, counted or measured; its length is kept "
@@ -21,7 +22,7 @@ FORFEITS = (
 )
 COMPARED = (
     "Two models are compared over the same instructions: the mean of the paired differences, with a paired bootstrap "
-    "interval and a two-sided p-value. Over the categories of a scheme, p-values are corrected by Holm's method."
+    "interval and the two-sided p-value of random sign flips. Over the categories of a scheme, p-values are corrected by Holm's method."
 )
 GROUPS = (
     "A category has the same numbers over its own instructions. A group with few instructions, or with an interval so wide that "

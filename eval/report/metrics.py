@@ -35,8 +35,9 @@ METRICS = (
         "length_controlled_win_rate",
         "LC win rate",
         "What the win rate would be if the model's responses were as long as the baseline's. A logistic regression "
-        "explains each preference by the model, by the difference in length (tanh of the standardised difference) and "
-        "by how hard the instruction is; the difference in length is then set to zero and the predictions are averaged.",
+        "explains each preference by the model and by the difference in length (tanh of the standardised difference), in "
+        "AlpacaEval also by how hard the instruction is; the difference in length is then set to zero and the "
+        "predictions are averaged.",
     ),
     Metric(
         "style_controlled_score",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 from thinkserve.eval.answer import Answer
 from thinkserve.eval.judgment import Judgment
@@ -23,12 +24,14 @@ class Outcome:
 
     @property
     def preference(self) -> float | None:
-        """How far the model was preferred, 0.0 to 1.0; None where no judgment could be read."""
+        """How far the model was preferred, 0.0 to 1.0; None where no judgment could be read.
+
+        Games weigh the same here, as in comparisons: every instruction is one value.
+        """
         if self.forfeit or self.baseline_forfeit:
             return 0.5 if self.forfeit and self.baseline_forfeit else float(self.baseline_forfeit)
-        verdicts = [judgment.verdict for judgment in self.judgments if judgment.verdict is not None]
-        total = sum(verdict.weight for verdict in verdicts)
-        return sum(v.weight * v.preference for v in verdicts) / total if total else None
+        found = [judgment.verdict.preference for judgment in self.judgments if judgment.verdict is not None]
+        return fmean(found) if found else None
 
     @property
     def spread(self) -> float:

@@ -200,7 +200,8 @@ def _verdict(judgment: Judgment) -> str:
 
 def _said(judgment: Judgment) -> Html:
     if judgment.raw is None:
-        return tag("p", "The judge was not asked, or never answered.", class_="empty")
+        why = "Decided by rule: nobody was asked." if judgment.verdict else "The judge gave no answer."
+        return tag("p", why, class_="empty")
     before, marker, after = judgment.raw.rpartition("</think>")
     if marker:
         hidden = tag("p", f"The judge's own thought ({len(before):,} characters) is not shown.", class_="how")

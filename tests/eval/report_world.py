@@ -110,8 +110,8 @@ class World:
 
 
 THREE = {
-    "pocket-27m (thought)": 0.56,
-    "pocket-27m (direct)": 0.47,
+    "pocket-27m": 0.56,
+    "pocket-27m-direct": 0.47,
     "llama-3.1-8b-instruct": 0.36,
 }
 
@@ -124,10 +124,11 @@ def build(path: Path, world: World | None = None) -> Path:
     asked = _instructions(made, rng)
     write_records(folder.instructions, asked)
     _write_answers(folder, made.baseline, {item["id"]: _response(rng, 260) for item in asked}, rng)
-    preferences = {}
+    preferences, health = {}, {}
     for model, skill in made.models.items():
-        preferences[model] = _model(folder, made, model, skill, asked, rng)
-    _write_scores(folder, made, asked, preferences, rng)
+        preferences[model], judged = _model(folder, made, model, skill, asked, rng)
+        health[model] = _health(judged)
+    _write_scores(folder, made, asked, preferences, health, rng)
     return path
 
 
@@ -175,8 +176,8 @@ def _model(
     skill: float,
     asked: Sequence[Mapping[str, Any]],
     rng: random.Random,
-) -> dict[str, float | None]:
-    """Make up a model's answers and the judgments about them; returns its preferences."""
+) -> tuple[dict[str, float | None], list[Judgment]]:
+    """Make up a model's answers and the judgments about them; returns its preferences and those."""
     thinks = "direct" not in model and "llama" not in model
     texts, lengths, judgments = {}, [], []
     words = {item["id"]: int(rng.gauss(250 + 200 * skill, 90)) for item in asked}
@@ -205,7 +206,31 @@ def _model(
         write_records(folder.lengths(model), [msgspec.to_builtins(length) for length in lengths])
     if world.judgments:
         write_records(folder.judgments(world.judge, model), [judgment_json(j) for j in judgments])
-    return preferences
+    return preferences, judgments
+
+
+def _health(judgments: Sequence[Judgment]) -> dict[str, Any]:
+    """As `judging.health` counts it."""
+    unreadable: dict[str, int] = {}
+    for judgment in judgments:
+        if judgment.failure is not None:
+            unreadable[judgment.failure] = unreadable.get(judgment.failure, 0) + 1
+    read = [(j, j.verdict.preference) for j in judgments if j.verdict is not None]
+    by_id: dict[str, list[float]] = {}
+    for judgment, preference in read:
+        by_id.setdefault(judgment.id, []).append(preference)
+    pairs = [sorted(found) for found in by_id.values() if len(found) == 2]
+    decided = [(j, preference) for j, preference in read if preference != 0.5]
+    return {
+        "games": len(judgments),
+        "unscored": sum(unreadable.values()),
+        "unreadable": unreadable,
+        "retried": sum(judgment.attempts > 1 for judgment in judgments),
+        "order_pairs": len(pairs),
+        "order_flips": sum(low < 0.5 < high for low, high in pairs),
+        "decided": len(decided),
+        "first_preferred": sum((preference > 0.5) == j.model_first for j, preference in decided),
+    }
 
 
 def _games(world: World, model: str, id: str, lean: float, rng: random.Random) -> list[Judgment]:
@@ -269,6 +294,7 @@ def _write_scores(
     world: World,
     asked: Sequence[Mapping[str, Any]],
     preferences: Mapping[str, Mapping[str, float | None]],
+    health: Mapping[str, Mapping[str, Any]],
     rng: random.Random,
 ) -> None:
     arena = world.bench.startswith("arena")
@@ -297,7 +323,6 @@ def _write_scores(
     notes = (
         "The judge is not the official one (gpt-4-1106-preview): the numbers are not comparable with the leaderboard.",
     )
-    health = {name: {"games": world.games * len(asked), "retried": 17} for name in models}
     scores = Scores(
         world.bench, world.judge, world.baseline, world.compat, models, comparisons, notes, health,
         {"C": 2.782559402207126, "folds": "stable"},
@@ -313,7 +338,7 @@ def _comparisons(
 ) -> tuple[Comparison, ...]:
     if len(names) < 2:
         return ()
-    found = []
+    found: list[Comparison] = []
     for a, b in [(names[0], names[1]), *((names[0], other) for other in names[2:4])]:
         schemes = list(dict.fromkeys(scheme for item in asked for scheme in item["categories"]))
         categories: dict[str, dict[str, Difference]] = {}
