@@ -81,4 +81,4 @@ def key_of(
 def to_json(judgment: Judgment) -> dict[str, Any]:
     """As a line of the file."""
     data: dict[str, Any] = msgspec.to_builtins(judgment)
-    return {name: value for name, value in data.items() if value is not None and value != []}
+    return {name: value for name, value in data.items() if value is not None and value != ()}

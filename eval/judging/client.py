@@ -154,7 +154,7 @@ class ChatClient:
         if failure.stop is not None:
             self._stop = failure.stop
         elif failure.unreachable and not self._answered and len(failures) >= ATTEMPTS_TO_CONNECT:
-            self._stop = f"{asked.shown_url}: cannot be reached ({failure.detail}); is the server running, and the address right?"
+            self._stop = f"{asked.shown_url}: cannot be reached ({failure.detail}); is the server running, and is this its address?"
         elif wait > self._max_retry_seconds:
             self._stop = (
                 f"{asked.shown_url}: wants no call for {wait:,.0f} s ({failure.kind}: {failure.detail}); run again then: "

@@ -26,8 +26,12 @@ class JudgmentStore:
         self._latest: dict[str, Judgment] = {}
         self.verdicts = 0
         """Keys with a verdict."""
-        for judgment in _read(path):
-            self._keep(judgment)
+        try:
+            for judgment in _read(path):
+                self._keep(judgment)
+        except UsageError:
+            self.close()
+            raise
 
     def find(self, key: str) -> Judgment | None:
         """The judgment with this key if it has a verdict; one without is asked for again."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from thinkserve.eval.entries import DIRECT
 from thinkserve.eval.report.axis import Axis, axis, with_reference
 from thinkserve.eval.report.categories import MOST_DRAWN, SCHEMES, few_row, legend, scheme_title
 from thinkserve.eval.report.costs import costs_of
@@ -24,7 +23,7 @@ from thinkserve.eval.report.numerals import (
 from thinkserve.eval.report.rankings import Ranking
 from thinkserve.eval.report.svg import COLOURS, Dot, dots, tick_row
 from thinkserve.eval.report.tables import plain_table
-from thinkserve.eval.scores import Comparison, Difference
+from thinkserve.eval.scores import DIRECT, Comparison, Difference
 
 LEVEL = 0.05
 """Below this a Holm-corrected p-value is drawn filled."""

@@ -10,7 +10,7 @@ from hashlib import sha256
 from importlib.resources import files
 
 from thinkserve.eval.report.categories import categories_section
-from thinkserve.eval.report.comparisons import comparisons_section, leading, sentence
+from thinkserve.eval.report.comparisons import comparisons_of, comparisons_section, leading, sentence
 from thinkserve.eval.report.disagreements import select
 from thinkserve.eval.report.elements import Html, join, tag
 from thinkserve.eval.report.evidence import Evidence, gather
@@ -97,7 +97,9 @@ def _sections(ranking: Ranking, evidence: Sequence[Evidence], id: str) -> list[t
     categories = categories_section(ranking)
     found = [("scores", "Scores", "Scores", tag("div", scores_table(ranking), _remarks(ranking)))]
     if comparisons is not None:
-        found.append(("comparisons", "Comparisons", "Who is better, and at what cost", comparisons))
+        priced = any(comparison.cost for comparison in comparisons_of(ranking))
+        heading = "Who is better, and at what cost" if priced else "Who is better"
+        found.append(("comparisons", "Comparisons", heading, comparisons))
     if categories is not None:
         found.append(("categories", "Categories", "By category", categories))
     return [

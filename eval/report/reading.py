@@ -204,7 +204,11 @@ def _said(judgment: Judgment) -> Html:
         return tag("p", why, class_="empty")
     before, marker, after = judgment.raw.rpartition("</think>")
     if marker:
-        hidden = tag("p", f"The judge's own thought ({len(before):,} characters) is not shown.", class_="how")
+        hidden = tag(
+            "p",
+            f"The judge's own thought ({len(before.removeprefix('<think>')):,} characters) is not shown.",
+            class_="how",
+        )
         return join(hidden, _box("Judgment", after.strip()))
     if judgment.top_logprobs is not None and len(judgment.raw) < 20:
         odds = ", ".join(f"{token!r} {found:.3f}" for token, found in judgment.top_logprobs.items())

@@ -104,7 +104,8 @@ class World:
     clusters: bool = False
     lengths: bool = True
     judgments: bool = True
-    hostile: bool = True
+    hostile: int = 10
+    """So many instructions and responses try to break out of the page."""
     compare: bool = True
     seed: int = 7
 
@@ -138,7 +139,7 @@ def _instructions(world: World, rng: random.Random) -> list[dict[str, Any]]:
         topic = TOPICS[min(int(rng.expovariate(0.16)), 19)]
         source = "hard_prompt" if rng.random() < SOURCES["hard_prompt"] else "creative_writing"
         text = f"{topic}, question {number}: {_text(rng, rng.randint(8, 90))}?"
-        if world.hostile and number < 2 * len(HOSTILE):
+        if number < world.hostile:
             text = f"{HOSTILE[number % len(HOSTILE)]} {text}"
         categories = {"category": source}
         if source == "hard_prompt":
@@ -183,8 +184,8 @@ def _model(
     words = {item["id"]: int(rng.gauss(250 + 200 * skill, 90)) for item in asked}
     for number, item in enumerate(asked):
         texts[item["id"]] = _response(rng, max(20, words[item["id"]]))
-        if world.hostile and number < len(HOSTILE):
-            texts[item["id"]] = f"{HOSTILE[number]} {texts[item['id']]}"
+        if number < world.hostile:
+            texts[item["id"]] = f"{HOSTILE[number % len(HOSTILE)]} {texts[item['id']]}"
     lost = _write_answers(folder, model, texts, rng)
     preferences: dict[str, float | None] = {}
     for item in asked:

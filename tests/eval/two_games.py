@@ -74,9 +74,7 @@ def pairs(count: int, *, unanswered: Sequence[int] = ()) -> list[Pair]:
         Pair(
             Instruction(str(number), f"What is {number} + 1?"),
             MODEL,
-            Answer(
-                str(number), Response(f"It is {number + 1}, I think."), complete=number not in unanswered
-            ),
+            Answer(str(number), Response(f"It is {number + 1}, I think."), complete=number not in unanswered),
             BASELINE,
             Answer(str(number), Response(f"{number + 1}")),
         )
