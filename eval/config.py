@@ -34,6 +34,9 @@ IDENTITY = (
     "thought_format",
 )
 
+# Where one of these is and no `run.json`, the folder is not ours to write to.
+OF_A_RUN = ("answers", "judgments", "scores.json", "report.html", "report.md")
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -56,6 +59,23 @@ class Keys:
         return self.openai if urlsplit(url).hostname == urlsplit(OPENAI).hostname else None
 
 
+def key_from(environment: Mapping[str, str], name: str) -> str | None:
+    """The key in an environment variable; None where it is not set, or empty.
+
+    Raises:
+        UsageError: it is no key; names the variable and never what is in it.
+    """
+    key = environment.get(name, "").strip()
+    if not _sendable(key):
+        raise UsageError(f"{name}: the key in it has characters that no API key has")
+    return key or None
+
+
+def _sendable(key: str) -> bool:
+    """Whether it can stand in a header."""
+    return key.isascii() and (key.isprintable() and " " not in key)
+
+
 def _bare(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
@@ -67,12 +87,16 @@ def read_key_file(path: Path) -> dict[str, str]:
         UsageError: a line is malformed; names the line and never what is in it.
     """
     keys: dict[str, str] = {}
-    for number, line in enumerate(read_bytes(path).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(read_bytes(path).decode("utf-8-sig", "replace").splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         if len(words) > 2 or (len(words) == 2 and not words[0].startswith(("http://", "https://"))):
             raise UsageError(f"{path}:{number}: give one key, or a URL and its key")
+        if not _sendable(words[-1]):
+            raise UsageError(
+                f"{path}:{number}: the key has characters that no API key has; is this a file of keys?"
+            )
         keys[words[0] if len(words) == 2 else ""] = words[-1]
     if not keys:
         raise UsageError(f"{path}: there is no key in it; write one key, or lines of URL and KEY")
@@ -130,10 +154,10 @@ def claim(path: Path, config: RunConfig) -> None:
     """Write `run.json`, or hold the one that is there against what is asked now.
 
     Raises:
-        UsageError: the folder has the files of another run.
+        UsageError: the folder has the files of another run, or of somebody else, or cannot be written to.
     """
     asked = identity(config)
-    if path.exists():
+    if path.is_file():
         try:
             before = msgspec.json.decode(read_bytes(path))["asked"]
             differing = [name for name in IDENTITY if before.get(name) != asked[name]]
@@ -146,4 +170,10 @@ def claim(path: Path, config: RunConfig) -> None:
                 "for now); choose another --out, or ask the same to go on with it"
             )
         return
-    write_whole(path, msgspec.json.format(msgspec.json.encode({"asked": asked}), indent=2) + b"\n")
+    for name in OF_A_RUN:
+        if (path.parent / name).exists():
+            raise UsageError(f"{path.parent} has {name} in it and is no run's folder; choose another --out")
+    try:
+        write_whole(path, msgspec.json.format(msgspec.json.encode({"asked": asked}), indent=2) + b"\n")
+    except OSError as exc:
+        raise UsageError(f"--out {path.parent}: cannot be written to: {exc.strerror}") from exc

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from thinkserve.errors import UsageError
+from thinkserve.eval.answering.answerer import check_direct
+from thinkserve.eval.answering.given import Given, without_thoughts
 from thinkserve.eval.answering.server import find_server
+from thinkserve.eval.answering.serving import check_mode
 from thinkserve.eval.answering.spec import (
     DEFAULT_MODEL,
     AnswersSpec,
@@ -23,9 +26,11 @@ from thinkserve.eval.answering.spec import (
 )
 from thinkserve.eval.bench import Bench
 from thinkserve.eval.config import OPENAI, RunConfig
+from thinkserve.eval.instruction import Instruction
+from thinkserve.eval.scores import DIRECT
+from thinkserve.thoughts import get_format
 
 RULE = "rule"
-DIRECT = "-direct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Entry:
     """In the run's files and in its scores."""
     spec: ModelSpec
     mode: Literal["thought", "direct"] = "thought"
+    given: Given | None = None
+    """What the file of an `answers:FILE` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,11 @@ class Entries:
     modes: tuple[tuple[str, str], ...] = ()
     """With `--mode both`: the names of each model in thought and in direct mode."""
 
+    @property
+    def all(self) -> tuple[Entry, ...]:
+        """With the baseline."""
+        return self.models if self.baseline is None else (*self.models, self.baseline)
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeEntry:
@@ -57,30 +69,39 @@ class JudgeEntry:
     spec: JudgeSpec | None
 
 
-async def find_entries(config: RunConfig, bench: Bench, read: ReadAnswers | None) -> Entries:
-    """The models and their baseline.
+async def find_entries(
+    config: RunConfig, bench: Bench, instructions: Sequence[Instruction], read: ReadAnswers | None
+) -> Entries:
+    """The models and their baseline. Nothing is served and nobody is asked yet, but for the names of models.
 
     Args:
         config: what was asked.
-        bench: what they are asked.
+        bench: that they are evaluated on.
+        instructions: that they are asked.
         read: reads answers in the bench's official format; None: in a run's own.
 
     Raises:
-        ThinkserveError: a SPEC is wrong, a server does not tell its model, or there is nobody to be judged against.
+        ThinkserveError: a SPEC is wrong, a server does not tell its model, a file of answers has thoughts in it, a
+            checkpoint cannot answer in the mode, or there is nobody to be judged against.
     """
     specs = [parse_model(spec, read=read) for spec in config.models] or [DEFAULT_MODEL]
-    names = unique_names([await _name(spec, config) for spec in specs])
+    found = [await _entry(spec, config) for spec in specs]
     models: list[Entry] = []
-    modes: list[tuple[str, str]] = []
-    for name, spec in zip(names, specs, strict=True):
-        if isinstance(spec, AnswersSpec) or config.mode == "thought":
-            models.append(Entry(name, spec))
+    both: list[int] = []
+    for name, entry in zip(unique_names([entry.name for entry in found]), found, strict=True):
+        thought = replace(entry, name=name)
+        direct = replace(entry, name=name + DIRECT, mode="direct")
+        if entry.given is not None or config.mode == "thought":
+            models.append(thought)
         elif config.mode == "direct":
-            models.append(Entry(name + DIRECT, spec, "direct"))
+            models.append(direct)
         else:
-            models += [Entry(name, spec), Entry(name + DIRECT, spec, "direct")]
-            modes.append((name, name + DIRECT))
-    baseline = await _baseline(config, bench, models, read)
+            both.append(len(models))
+            models += [thought, direct]
+    names = unique_names([entry.name for entry in models])  # a model may be called NAME-direct itself
+    models = [replace(entry, name=name) for entry, name in zip(models, names, strict=True)]
+    modes = [(names[at], names[at + 1]) for at in both]
+    baseline = await _baseline(config, bench, instructions, models, read)
     if baseline is not None:
         models = [model for model in models if model.name != baseline.name]
         modes = [pair for pair in modes if baseline.name not in pair]
@@ -88,20 +109,24 @@ async def find_entries(config: RunConfig, bench: Bench, read: ReadAnswers | None
 
 
 async def _baseline(
-    config: RunConfig, bench: Bench, models: Sequence[Entry], read: ReadAnswers | None
+    config: RunConfig,
+    bench: Bench,
+    instructions: Sequence[Instruction],
+    models: Sequence[Entry],
+    read: ReadAnswers | None,
 ) -> Entry | None:
     if config.baseline is not None:
-        spec = parse_model(config.baseline, read=read)
-        name = await _name(spec, config)
+        entry = await _entry(parse_model(config.baseline, read=read), config)
         mode: Literal["thought", "direct"] = "direct" if config.mode == "direct" else "thought"
-        if any((model.spec, model.mode) == (spec, mode) for model in models):
+        if any((model.spec, model.mode) == (entry.spec, mode) for model in models):
             raise UsageError(
                 f"--baseline {config.baseline} is one of the models: a model judged against itself says nothing; name "
                 "another baseline"
             )
         taken = {model.name for model in models}
-        return Entry(f"{name}-baseline" if name in taken else name, spec, mode)
-    own = {bench.baseline_of(instruction) for instruction in bench.instructions}
+        name = f"{entry.name}-baseline" if entry.name in taken else entry.name
+        return replace(entry, name=name, mode=mode)
+    own = {bench.baseline_of(instruction) for instruction in instructions}
     if None not in own:
         for model in models:
             if model.name in own:
@@ -118,14 +143,20 @@ async def _baseline(
     return models[-1]
 
 
-async def _name(spec: ModelSpec, config: RunConfig) -> str:
-    if isinstance(spec, CheckpointSpec):
-        return spec.name
+async def _entry(spec: ModelSpec, config: RunConfig) -> Entry:
+    """Under the model's own name, in thought mode; what can be known to be wrong with it is said here."""
+    format = None if config.thought_format is None else get_format(config.thought_format)
     if isinstance(spec, AnswersSpec):
-        return spec.answers().model
+        given = without_thoughts(spec.answers(), str(spec.path), format)
+        return Entry(given.answers.model, spec, given=given)
+    if isinstance(spec, CheckpointSpec):
+        check_mode(spec.path, config.mode, thought_format=config.thought_format)
+        return Entry(spec.name, spec)
+    if config.mode != "thought" and format is not None:
+        check_direct(format, spec.url)
     if spec.model is not None:
-        return spec.model
-    return (await find_server(spec, api_key=config.keys.of(spec.url, "model"))).model
+        return Entry(spec.model, spec)
+    return Entry((await find_server(spec, api_key=config.keys.of(spec.url, "model"))).model, spec)
 
 
 async def find_judges(config: RunConfig, bench: Bench) -> tuple[JudgeEntry, ...]:

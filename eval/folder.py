@@ -60,17 +60,19 @@ class RunFolder:
 
 
 def read_answers(path: Path, model: str) -> Answers:
-    """Read a file of a run's answers; later lines replace earlier ones of the same instruction.
+    """Read a file of a run's answers; where an instruction was asked anew, the later line replaces the earlier one.
 
     Raises:
-        UsageError: the file is malformed; names line and field.
+        UsageError: the file is malformed, or has an instruction twice without having been asked; names line and field.
     """
-    answers = {}
+    answers: dict[str, Answer] = {}
     for record in read_records(path):
         complete = record.get("complete", True)
         answer = Answer(
             record.text("id"), Response(record.text("response")), complete is not False, _style(record)
         )
+        if answer.id in answers and "configuration_sha256" not in record.data:
+            raise record.error("id", f"is {answer.id!r} a second time")
         answers[answer.id] = answer
     return Answers(model, answers)
 

@@ -17,7 +17,7 @@ from thinkserve.eval.comparison import compare, head_to_head
 from thinkserve.eval.folder import RunFolder, read_lengths
 from thinkserve.eval.judging.health import health_of
 from thinkserve.eval.judging.stage import Judged, with_all_judges
-from thinkserve.eval.match import Match
+from thinkserve.eval.match import Match, Verdict
 from thinkserve.eval.report.lengths import cost, mean_thought_tokens
 from thinkserve.eval.scores import Comparison, Group, Scores
 
@@ -38,7 +38,14 @@ class Results:
 
 
 def assemble(
-    bench: Bench, folder: RunFolder, results: Results, *, compat: Compat, seed: int, notes: Sequence[str] = ()
+    bench: Bench,
+    folder: RunFolder,
+    results: Results,
+    *,
+    compat: Compat,
+    seed: int,
+    notes: Sequence[str] = (),
+    rival: str | None = None,
 ) -> Scores:
     """The scores of a run.
 
@@ -49,6 +56,7 @@ def assemble(
         compat: as in `Bench.score`.
         seed: of all bootstraps.
         notes: about the whole run.
+        rival: the baseline, where it is another model and not the bench's own: then the models are compared with it.
     """
     matches = {
         model: with_all_judges([one.matches for one in found]) for model, found in results.by_model.items()
@@ -64,7 +72,7 @@ def assemble(
     return replace(
         scores,
         models=models,
-        comparisons=tuple(_comparisons(folder, matches, direct, seed)),
+        comparisons=tuple(_comparisons(folder, matches, direct, rival, seed)),
         health={
             model: health_of(matches[model], [judgment for one in found for judgment in one.judgments])
             for model, found in results.by_model.items()
@@ -92,22 +100,48 @@ def _comparisons(
     folder: RunFolder,
     matches: Mapping[str, Sequence[Match]],
     direct: Mapping[tuple[str, str], Sequence[Match]],
+    rival: str | None,
     seed: int,
 ) -> list[Comparison]:
-    """Thought mode against direct mode first, then all other pairs of models unless they are too many."""
+    """Thought mode against direct mode first, then all other pairs of models unless they are too many.
+
+    Models that were judged against each other, as the paper's topics have it, are compared by these very verdicts.
+    """
     pairs = list(direct)
     if len(matches) <= MOST_COMPARED:
+        if rival is not None:
+            pairs += [(model, rival) for model in matches]
         pairs += [pair for pair in combinations(matches, 2) if pair not in direct]
     schemes = schemes_of(match for found in matches.values() for match in found)
     found = []
     for a, b in pairs:
-        comparison = compare(a, b, matches[a], matches[b], seed=seed, schemes=schemes)
-        if (a, b) in direct:
-            group = head_to_head(direct[a, b], seed=seed, schemes=schemes)
+        theirs = mirrored(matches[a], a) if b == rival else matches[b]
+        comparison = compare(a, b, matches[a], theirs, seed=seed, schemes=schemes)
+        played = matches[a] if b == rival else direct.get((a, b))
+        if played is not None:
+            group = head_to_head(played, seed=seed, schemes=schemes)
             comparison = replace(comparison, head_to_head=group)
         costs = {model: known for model in (a, b) if (known := _cost(folder.lengths(model)))}
         found.append(replace(comparison, cost=costs))
     return found
+
+
+def mirrored(matches: Sequence[Match], model: str) -> list[Match]:
+    """The same matches as the baseline sees them, with the model as its opponent."""
+    return [
+        Match(
+            match.instruction,
+            match.baseline,
+            match.answer,
+            model,
+            tuple(replace(played, verdict=_mirrored(played.verdict)) for played in match.games),
+        )
+        for match in matches
+    ]
+
+
+def _mirrored(verdict: Verdict | None) -> Verdict | None:
+    return None if verdict is None else replace(verdict, preference=1 - verdict.preference)
 
 
 def _cost(path: Path) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 
 from thinkserve.errors import UsageError
@@ -12,26 +14,26 @@ from thinkserve.eval.answer import Answer, Answers
 from thinkserve.eval.answering.answerer import Asking
 from thinkserve.eval.answering.opening import kept_of_checkpoint, open_answerer, open_judge, open_server
 from thinkserve.eval.answering.server import ModelServer
-from thinkserve.eval.answering.spec import AnswersSpec, CheckpointSpec, EndpointSpec, JudgeSpec
+from thinkserve.eval.answering.spec import AnswersSpec, CheckpointSpec, EndpointSpec, JudgeSpec, ModelSpec
 from thinkserve.eval.answering.stage import answer_instructions
 from thinkserve.eval.baselines import Baselines
 from thinkserve.eval.bench import Bench, Estimate
+from thinkserve.eval.budget import Ask, Budget, estimate_sorting, foreseen_pairs
 from thinkserve.eval.config import RunConfig
-from thinkserve.eval.entries import Entry, JudgeEntry
+from thinkserve.eval.entries import Entries, Entry, JudgeEntry
 from thinkserve.eval.folder import RunFolder, answer_json
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judging.client import ChatClient
-from thinkserve.eval.judging.cost import confirm, estimate, together
+from thinkserve.eval.judging.cost import estimate
 from thinkserve.eval.judging.judge import ApiJudge, ByRule, Judge
 from thinkserve.eval.judging.progress import Progress
 from thinkserve.eval.judging.stage import Judged, Pair, Plan, PlannedGame, plan_matches, play
 from thinkserve.eval.judging.store import JudgmentStore
 from thinkserve.eval.records import write_records
 from thinkserve.eval.results import Results
-from thinkserve.eval.topics import classify
-from thinkserve.thoughts import Response
+from thinkserve.eval.topics import classify, unknown_topics
 
-Ask = Callable[[str], bool]
+logger = logging.getLogger(__name__)
 
 
 class Answering:
@@ -46,27 +48,28 @@ class Answering:
         for spec, group in groupby(entries, key=lambda entry: entry.spec):
             same = list(group)
             if isinstance(spec, AnswersSpec):
-                found |= {entry.name: self._given(entry, spec) for entry in same}
+                found |= {entry.name: self._given(entry) for entry in same}
                 continue
             for entry in same:
                 if (kept := self._kept(entry, spec)) is not None:
                     found[entry.name] = kept
             if missing := [entry for entry in same if entry.name not in found]:
+                _tell_of_start(spec)
                 async with self._open(spec) as server:
                     for entry in missing:
                         found[entry.name] = await self._asked(entry, server)
+        for name, answers in found.items():
+            _tell_of_lost(name, answers)
         return {entry.name: found[entry.name] for entry in entries}
 
-    def _given(self, entry: Entry, spec: AnswersSpec) -> Answers:
+    def _given(self, entry: Entry) -> Answers:
         """Answers from a file, written into the run's folder too, so that the folder is whole."""
-        answers = spec.answers()
-        missing = [one.id for one in self._instructions if one.id not in answers.by_id]
-        if missing:
-            raise UsageError(
-                f"{spec.path}: {len(missing)} of {len(self._instructions)} instructions have no answer, the first is "
-                f"{missing[0]}; bring them, or ask fewer with --limit"
-            )
-        chosen = Answers(entry.name, {one.id: answers.by_id[one.id] for one in self._instructions})
+        assert entry.given is not None
+        given = entry.given.answers.by_id
+        chosen = Answers(entry.name, {one.id: given[one.id] for one in self._instructions})
+        if entry.given.lengths:
+            lengths = [asdict(length) for length in entry.given.lengths if length.id in chosen.by_id]
+            write_records(self._folder.lengths(entry.name), lengths)
         write_answers(self._folder, chosen, self._instructions)
         return chosen
 
@@ -115,12 +118,43 @@ class Answering:
                 )
 
 
+def check_given(entries: Iterable[Entry], instructions: Sequence[Instruction]) -> None:
+    """Make sure that the files of answers have all that will be judged.
+
+    Raises:
+        UsageError: one lacks some.
+    """
+    for entry in entries:
+        if entry.given is None:
+            continue
+        missing = [one.id for one in instructions if one.id not in entry.given.answers.by_id]
+        if missing:
+            assert isinstance(entry.spec, AnswersSpec)
+            raise UsageError(
+                f"{entry.spec.path}: {len(missing)} of {len(instructions)} instructions have no answer, the first is "
+                f"{missing[0]}; complete the file"
+            )
+
+
+def _tell_of_start(spec: ModelSpec | JudgeSpec) -> None:
+    """An engine may take minutes to start, and nothing moves meanwhile."""
+    if isinstance(spec, CheckpointSpec):
+        print(f"{spec.name}: loading the checkpoint", file=sys.stderr, flush=True)
+
+
+def _tell_of_lost(name: str, answers: Answers) -> None:
+    lost = sum(not answer.complete for answer in answers.by_id.values())
+    if lost:
+        logger.warning(
+            "%s: %d of %d outputs have no response, since their thoughts never ended: they lose without a judge",
+            *(name, lost, len(answers.by_id)),
+        )
+
+
 def write_answers(folder: RunFolder, answers: Answers, instructions: Sequence[Instruction]) -> None:
-    """Write the answers of a model that was not asked (a baseline's, those of a file), unless they are there."""
-    path = folder.answers(answers.model)
-    if not path.exists():
-        found = [answers.by_id[one.id] for one in instructions if one.id in answers.by_id]
-        write_records(path, [answer_json(answer, answers.model) for answer in found])
+    """Write the answers of a model that was not asked: a baseline's, or those of a file as they are now."""
+    found = [answers.by_id[one.id] for one in instructions if one.id in answers.by_id]
+    write_records(folder.answers(answers.model), [answer_json(answer, answers.model) for answer in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,44 +180,50 @@ class Judging:
     ) -> None:
         self._config, self._judges = config, judges
         self.bench = bench
-        self._folder, self._ask = folder, ask
-        self._agreed = 0.0
-        """Dollars that the user has agreed to."""
+        self._folder = folder
+        self._budget = Budget(config.cost_limit, config.yes, ask)
         self._allowed: Callable[[], int] | None = None
         """How many calls the judge bears now."""
 
-    def check_cost_before_answers(
-        self, models: int, instructions: Sequence[Instruction], baselines: Baselines | None
+    def check_cost(
+        self,
+        entries: Entries,
+        instructions: Sequence[Instruction],
+        baselines: Baselines | None,
+        unsorted: Sequence[Instruction] = (),
     ) -> None:
-        """Ask about the cost before hours are spent on answers, as if they were as long as the baseline's.
+        """Ask about the cost before anybody is paid, and before hours are spent on answers.
 
-        Where the baseline's answers are still to come, or judgments are there already, it is asked about later.
+        Where judgments are there already, what is missing of them is asked about later.
+
+        Args:
+            entries: who will be judged.
+            instructions: that they are asked.
+            baselines: their answers, if they are known.
+            unsorted: instructions that are to be sorted into topics.
         """
-        if baselines is None or any(
-            self._folder.judgments(judge.name, "x").parent.exists() for judge in self._judges
-        ):
-            return
-        pairs = [
-            Pair(one, "model", Answer(one.id, Response(answer.response + "\n")), name, answer)
-            for one in instructions
-            for name, answer in [baselines.of(one)]
-        ]
-        found = []
-        for entry in self._judges:
-            if entry.spec is not None:
-                protocol = self.bench.protocol_of(entry.name)
-                games = [
-                    PlannedGame(pair, game, "") for pair in pairs for game in protocol.games(pair.instruction)
-                ]
-                found += [estimate(games, protocol, entry.name)] * models
-        self._confirm(found)
+        found = [] if not unsorted else [self._sorting(unsorted)]
+        if not any(self._folder.judgments(judge.name, "x").parent.exists() for judge in self._judges):
+            pairs = [
+                pair
+                for entry in entries.models
+                for pair in foreseen_pairs(
+                    instructions, entry.name, None if entry.given is None else entry.given.answers, baselines
+                )
+            ]
+            for _, direct in entries.modes:  # head to head
+                pairs += foreseen_pairs(instructions, direct, None, baselines)
+            found += [self._foreseen(judge, pairs) for judge in self._judges if judge.spec is not None]
+        self._budget.foresee(found)
 
-    def _confirm(self, estimates: Sequence[Estimate]) -> None:
-        whole = together(estimates)
-        # What was agreed to was an estimate too.
-        if whole.dollars is not None and whole.dollars > 1.5 * self._agreed:
-            confirm(whole, self._config.cost_limit, yes=self._config.yes, ask=self._ask)
-            self._agreed = whole.dollars
+    def _foreseen(self, judge: JudgeEntry, pairs: Sequence[Pair]) -> Estimate:
+        protocol = self.bench.protocol_of(judge.name)
+        games = [PlannedGame(pair, game, "") for pair in pairs for game in protocol.games(pair.instruction)]
+        return estimate(games, protocol, judge.name)
+
+    def _sorting(self, unsorted: Sequence[Instruction]) -> Estimate:
+        name = self._judges[0].name
+        return estimate_sorting(unknown_topics(unsorted, name, self._folder.topics), name)
 
     async def judge(
         self,
@@ -223,7 +263,7 @@ class Judging:
                 for one, store in zip(contests, stores, strict=True)
             ]
             if entry.spec is not None:
-                self._confirm([estimate(plan.pending, protocol, entry.name) for plan in plans])
+                self._budget.plan([estimate(plan.pending, protocol, entry.name) for plan in plans])
             return [
                 await self._play(judge, one, plan, store)
                 for one, plan, store in zip(contests, plans, stores, strict=True)
@@ -238,19 +278,29 @@ class Judging:
         with Progress(label, unit="judgments", concurrency=self._allowed) as progress:
             return await play(plan, judge, store, progress=progress)
 
-    async def topics(self, instructions: Sequence[Instruction]) -> Mapping[str, str]:
-        """The topics of instructions, as the first judge sees them; from id to topic.
+    def check_topics(self) -> None:
+        """Make sure that somebody can say what an instruction is about.
 
         Raises:
             UsageError: the bench is judged by rule, and a rule knows no topics.
         """
-        spec = self._judges[0].spec
-        if spec is None:
+        if self._judges[0].spec is None:
             raise UsageError(
                 f"--topics needs a judge that is a model, and {self.bench.name} is judged by rule"
             )
+
+    async def topics(self, instructions: Sequence[Instruction]) -> Mapping[str, str]:
+        """The topics of instructions, as the first judge sees them; from id to topic."""
+        if not instructions:
+            return {}
+        spec = self._judges[0].spec
+        assert spec is not None  # `check_topics` saw to it
+        self._budget.plan([self._sorting(instructions)])
         async with self._client(spec) as chat:
-            return await classify(instructions, chat, self._folder.topics)
+            with Progress(
+                f"{chat.model} sorts", unit="topics", concurrency=lambda: chat.limit.current
+            ) as progress:
+                return await classify(instructions, chat, self._folder.topics, progress=progress)
 
     @asynccontextmanager
     async def _judge(self, entry: JudgeEntry) -> AsyncIterator[Judge]:
@@ -266,6 +316,7 @@ class Judging:
     async def _client(self, spec: JudgeSpec) -> AsyncIterator[ChatClient]:
         config = self._config
         key = config.keys.of(spec.url, "judge") if isinstance(spec, EndpointSpec) else None
+        _tell_of_start(spec)
         async with (
             open_judge(spec, api_key=key, engine=config.engine) as server,
             ChatClient(

@@ -16,7 +16,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from thinkserve.eval.arena.verdict import without_thoughts
 from thinkserve.eval.bench import JudgeRequest
@@ -61,6 +61,16 @@ _BRACKETS = re.compile(r"\[\[\s*#?(\d+)\s*\.?\s*\]\]")
 _NUMBER = re.compile(r"(?<![\d.])\d+(?![\d]|\.\d)")
 
 
+class ClassifyingProgress(Protocol):
+    """Who shows how far the sorting is: `judging.progress.Progress`."""
+
+    def begin(self, total: int, kept: int) -> None:
+        """It begins: so many instructions, the topics of so many are in the file."""
+
+    def advance(self, *, failed: bool = False) -> None:
+        """One more was asked about; `failed`: it has no topic."""
+
+
 def parse_topic(text: str) -> str | None:
     """The topic that a reply names, by number or by name; None where it names none, or several.
 
@@ -100,7 +110,26 @@ def _prompt() -> str:
     return (files("thinkserve.eval") / "prompts" / "topics.txt").read_text("utf-8").strip()
 
 
-async def classify(instructions: Sequence[Instruction], client: ChatClient, log: Path) -> Mapping[str, str]:
+def unknown_topics(instructions: Sequence[Instruction], model: str, log: Path) -> list[JudgeRequest]:
+    """What `classify` would ask a model about: the instructions whose topics are not in the file.
+
+    Raises:
+        UsageError: the file is malformed.
+    """
+    if log.exists():
+        RecordLog(log).close()  # drops a last line that was cut short
+    known = _read(log) if log.exists() else {}
+    waiting = {_key(instruction, model): instruction for instruction in instructions}
+    return [topic_request(instruction) for key, instruction in waiting.items() if key not in known]
+
+
+async def classify(
+    instructions: Sequence[Instruction],
+    client: ChatClient,
+    log: Path,
+    *,
+    progress: ClassifyingProgress | None = None,
+) -> Mapping[str, str]:
     """Ask a model for the topic of each instruction; returns from id to topic.
 
     A reply that names no topic is asked once more. An instruction that still has none is left out, counted in a
@@ -110,6 +139,7 @@ async def classify(instructions: Sequence[Instruction], client: ChatClient, log:
         instructions: which.
         client: the model that is asked; it bounds how many calls there are at once.
         log: what it said is kept here, and read from here.
+        progress: is told of every instruction.
 
     Raises:
         UsageError: the file is malformed.
@@ -120,11 +150,13 @@ async def classify(instructions: Sequence[Instruction], client: ChatClient, log:
     with RecordLog(log) as file:  # drops a last line that was cut short, so it comes before reading
         known = _read(log)
         asked = [(key, instruction) for key, instruction in waiting.items() if key not in known]
+        if progress is not None:
+            progress.begin(len(waiting), len(waiting) - len(asked))
         queue = iter(asked)
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(min(len(asked), client.concurrency)):
-                    workers.create_task(_work(queue, client, file, known))
+                    workers.create_task(_work(queue, client, file, known, progress))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None  # of one client, so all say the same
     topics = {id: known[key] for id, key in keys.items() if key in known}
@@ -139,7 +171,11 @@ async def classify(instructions: Sequence[Instruction], client: ChatClient, log:
 
 
 async def _work(
-    queue: Iterable[tuple[str, Instruction]], client: ChatClient, file: RecordLog, known: dict[str, str]
+    queue: Iterable[tuple[str, Instruction]],
+    client: ChatClient,
+    file: RecordLog,
+    known: dict[str, str],
+    progress: ClassifyingProgress | None,
 ) -> None:
     for key, instruction in queue:
         answer = await _ask(instruction, client)
@@ -147,6 +183,8 @@ async def _work(
         file.append({**record, "raw": answer.raw, "failure": answer.failure})
         if answer.topic is not None:
             known[key] = answer.topic
+        if progress is not None:
+            progress.advance(failed=answer.topic is None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ def evaluate(
     What stands behind -- goes to the engine that serves checkpoints.
     """
     with _eval_installed():
-        from thinkserve.eval.config import EngineName, Keys, RunConfig, read_key_file
+        from thinkserve.eval.config import EngineName, Keys, RunConfig, key_from, read_key_file
         from thinkserve.evaluate import evaluate as run
     _log_warnings()
     config = RunConfig(
@@ -230,9 +230,9 @@ def evaluate(
         timeout=timeout,
         cost_limit=cost_limit,
         keys=Keys(
-            judge=os.environ.get("THINKSERVE_JUDGE_API_KEY") or None,
-            model=os.environ.get("THINKSERVE_MODEL_API_KEY") or None,
-            openai=os.environ.get("OPENAI_API_KEY") or None,
+            judge=key_from(os.environ, "THINKSERVE_JUDGE_API_KEY"),
+            model=key_from(os.environ, "THINKSERVE_MODEL_API_KEY"),
+            openai=key_from(os.environ, "OPENAI_API_KEY"),
             by_url=read_key_file(api_key_file) if api_key_file is not None else {},
         ),
     )
@@ -358,8 +358,11 @@ def _compat(given: str) -> Any:
 
 def _default_out(bench: str, model: str) -> Path:
     """`runs/BENCH-MODEL-TIME`, with nothing in it that a shell or a file system would mind."""
-    last = model.rsplit("#", 1)[-1].removeprefix("answers:").rstrip("/").rsplit("/", 1)[-1]
-    name = re.sub(r"[^\w.-]+", "-", f"{Path(bench).stem}-{last.split('.json')[0]}").strip("-.")
+    last = (
+        model.rsplit("#", 1)[-1].removeprefix("answers:").rstrip("/").removesuffix("/v1").rsplit("/", 1)[-1]
+    )
+    plain = [re.sub(r"\.(jsonl?|csv)(\.gz)?$", "", part) for part in (Path(bench).name, last)]
+    name = re.sub(r"[^\w.-]+", "-", "-".join(plain)).strip("-.")
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -367,6 +370,8 @@ def _log_warnings() -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    # A line for each output that broke its format; the run counts them.
+    logging.getLogger("thinkserve.gateway").setLevel(logging.ERROR)
 
 
 def register(app: typer.Typer) -> None:

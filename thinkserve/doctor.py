@@ -14,7 +14,6 @@ from rich.table import Table
 
 from thinkserve.errors import ThinkserveError
 
-
 EVAL = ("alpaca-eval", "datasets", "huggingface-hub", "numpy", "pandas", "scikit-learn", "scipy", "tiktoken")
 
 
@@ -133,7 +132,9 @@ def _eval() -> Finding:
     found = _installed("scikit-learn") or ""
     if tuple(map(int, found.split(".")[:2])) >= (1, 10):
         # alpaca-eval 0.6.6 asks for what 1.10 no longer has.
-        return Finding("thinkserve eval", f"scikit-learn {found} is too new", "pip install 'scikit-learn<1.10'")
+        return Finding(
+            "thinkserve eval", f"scikit-learn {found} is too new", "pip install 'scikit-learn<1.10'"
+        )
     return Finding("thinkserve eval", f"alpaca-eval {_installed('alpaca-eval')}, scikit-learn {found}")
 
 

@@ -25,9 +25,18 @@ def find_bench(
     *,
     seed: int = 0,
     limit: int | None = None,
+    categories: Sequence[str] = (),
     verdicts: Literal["logprobs", "text"] = "logprobs",
 ) -> Bench:
     """The bench of a name, or of a file of instructions.
+
+    Args:
+        name: as on the command line.
+        data: a folder with official files; None: they are fetched.
+        seed: of what a bench draws.
+        limit: how many instructions will be asked, for a bench that makes its own.
+        categories: which of them will be asked; empty: all.
+        verdicts: of AlpacaEval's judge.
 
     Raises:
         UsageError: there is no such bench and no such file, or its data is not at hand.
@@ -46,9 +55,13 @@ def find_bench(
 
         return CategoriesBench(files, seed=seed)
     if name == "pocket":
-        from thinkserve.training.pocket.bench import INSTRUCTIONS, PocketBench
+        from thinkserve.training.pocket.bench import INSTRUCTIONS, MOST_INSTRUCTIONS, PocketBench
+        from thinkserve.training.pocket.world import CATEGORIES
 
-        return PocketBench(count=limit or INSTRUCTIONS, seed=seed)
+        count = limit or INSTRUCTIONS
+        if limit is not None and categories and limit <= MOST_INSTRUCTIONS:
+            count = min(limit * len(CATEGORIES), MOST_INSTRUCTIONS)  # its categories come in turn
+        return PocketBench(count=count, seed=seed)
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
@@ -68,7 +81,12 @@ async def evaluate(config: RunConfig, console: Console) -> Path:
     from thinkserve.eval.run import run
 
     bench = find_bench(
-        config.bench, config.data, seed=config.seed, limit=config.limit, verdicts=config.verdicts
+        config.bench,
+        config.data,
+        seed=config.seed,
+        limit=config.limit,
+        categories=config.categories,
+        verdicts=config.verdicts,
     )
     return await run(config, bench, console)
 

@@ -1,8 +1,8 @@
 """Asks a model one instruction, and takes nothing of its output but the response and how long the thought was.
 
 A `Response` is made in two places only, and both are here: of the content of a server that hides thoughts (where a
-thought can be seen in it all the same, the run ends), and by cutting the content of a server that is known to show
-whole outputs. What comes beside the content as reasoning is counted where the body is read, and dropped there.
+thought can be seen in it all the same, the run ends), and by cutting the content of a server, or of a file (`given.py`),
+that is known to have whole outputs. What comes beside the content as reasoning is counted where the body is read, and dropped there.
 """
 
 from __future__ import annotations
@@ -72,11 +72,8 @@ class Answerer:
             UsageError: direct mode is asked for, and the server's format cannot do without a thought.
         """
         format = server.raw_format
-        if asking.mode == "direct" and format is not None and not format.allows_direct:
-            raise UsageError(
-                f"--mode direct: in the thought format {format.name!r} of {server.url} a model that thinks all the "
-                "same could not be told apart; ask for --mode thought, or set direct in a format file"
-            )
+        if asking.mode == "direct" and format is not None:
+            check_direct(format, server.url)
         self._server, self._chat, self._asking = server, chat, asking
         self._settings = _settings(asking, format)
         self._warned = False
@@ -143,7 +140,7 @@ class Answerer:
                 raise UsageError(
                     f"{self._server.url} keeps thoughts apart from its content; ask again without --thought-format"
                 )
-            answer, characters = _cut(id, content, self._server.raw_format, direct=self.mode == "direct")
+            answer, characters = cut(id, content, self._server.raw_format, direct=self.mode == "direct")
             thought = response = None
         return answer, OutputLength(
             id, thought, characters, response, len(answer.response), completion.seconds
@@ -177,6 +174,19 @@ class Answerer:
             )
 
 
+def check_direct(format: ThoughtFormat, whose: str) -> None:
+    """Make sure that a model can be asked for a response without a thought.
+
+    Raises:
+        UsageError: in its format a thought could not be told from a response then.
+    """
+    if not format.allows_direct:
+        raise UsageError(
+            f"--mode direct and both: in the thought format {format.name!r} of {whose} a model that thinks all the same "
+            "could not be told apart; ask for --mode thought, or set direct in a format file"
+        )
+
+
 def seed_of(seed: int, text: str) -> int:
     """The seed of one instruction, from 0 to 2**31 - 1.
 
@@ -198,8 +208,8 @@ def _settings(asking: Asking, format: ThoughtFormat | None) -> dict[str, Any]:
     return settings
 
 
-def _cut(id: str, content: str, format: ThoughtFormat, *, direct: bool) -> tuple[Answer, int]:
-    """The answer in a whole output, and the length of its thought."""
+def cut(id: str, content: str, format: ThoughtFormat, *, direct: bool = False) -> tuple[Answer, int]:
+    """The answer in a whole output, and the length of its thought in characters."""
     output = split(content, format, direct=direct)
     response = output.response if output.complete else Response("")
     return Answer(id, response, output.complete), len(output.thought)

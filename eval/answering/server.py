@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from thinkserve.errors import ThinkserveError
 from thinkserve.eval.answering.spec import EndpointSpec
+from thinkserve.eval.judging.connection import is_openai
 from thinkserve.thoughts import ThoughtFormat
 
 LIST_SECONDS = 30.0
@@ -50,6 +51,8 @@ async def _first_model(url: str, api_key: str | None) -> str:
     async with openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key=api_key or "none", max_retries=1, timeout=LIST_SECONDS
     ) as client:
+        if not is_openai(url):  # else what the environment has for OpenAI would be told to any server
+            client.organization = client.project = None
         try:
             models = (await client.models.list()).data
         except openai.APIConnectionError:

@@ -17,6 +17,7 @@ from hashlib import sha256
 import msgspec
 
 from thinkserve.errors import EngineError
+from thinkserve.eval.answering.answerer import check_direct
 from thinkserve.eval.answering.fingerprint import fingerprint
 from thinkserve.eval.answering.server import ModelServer
 from thinkserve.gateway.config import GatewayConfig
@@ -105,6 +106,17 @@ def describe(
     """
     source = find_source(checkpoint, ())
     return _description(_configuration(source, "auto", find_format(source, thought_format), engine_args))
+
+
+def check_mode(checkpoint: str, mode: str, *, thought_format: str | None = None) -> None:
+    """Make sure that a checkpoint is there, that its thought format is known, and that it can answer in a mode.
+
+    Raises:
+        UsageError: one of these is not so.
+    """
+    format = find_format(find_source(checkpoint, ()), thought_format)
+    if mode != "thought":
+        check_direct(format, checkpoint)
 
 
 def _description(config: ServeConfig) -> ModelServer:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # So many failures, and no answer among them: the server is not up to it, and asking on would only cost time.
 HOPELESS = 10
+# Failures that are told of one by one.
+TOLD = 3
 
 
 class AnswerFailedError(ThinkserveError):
@@ -207,8 +209,9 @@ class _Stage:
             self._progress.advance()
 
     def _fail(self, instruction: Instruction, reason: str) -> None:
-        logger.warning("%s: instruction %s has no answer: %s", self._model, instruction.id, reason)
         self._failures[instruction.id] = reason
+        if len(self._failures) <= TOLD:  # the last line of the run has how many there are
+            logger.warning("%s: instruction %s has no answer: %s", self._model, instruction.id, reason)
         self._hopeless = not self.answers and len(self._failures) >= HOPELESS
         if self._progress is not None:
             self._progress.advance(failed=True)

@@ -140,8 +140,12 @@ class CategoriesBench:
 def _notes(matches: Mapping[str, Sequence[Match]], per_topic: int) -> tuple[str, ...]:
     asked = {match.instruction.id: match.instruction for found in matches.values() for match in found}
     counts = Counter(one.categories.get(SCHEME) for one in asked.values())
-    few = [f"{topic} ({counts[topic]})" for topic in TOPICS if counts[topic] < per_topic]
-    return (f"fewer than {per_topic} instructions: {', '.join(few)}",) if few else ()
+    few = [f"{topic} ({counts[topic]})" for topic in TOPICS if 0 < counts[topic] < per_topic]
+    none = [topic for topic in TOPICS if not counts[topic]]
+    notes = [f"fewer than {per_topic} instructions: {', '.join(few)}"] if few else []
+    if none:
+        notes.append(f"no instructions of {len(none)} topics: {', '.join(none)}")
+    return tuple(notes)
 
 
 def _read(path: Path) -> tuple[Instruction, ...]:

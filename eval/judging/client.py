@@ -184,7 +184,8 @@ class ChatClient:
                 "run again when that is mended: what was answered is kept"
             )
             return ThinkserveError(self._stop)
-        message = f"{url}: {len(failures)} attempts failed, the last one with {failure.kind}{detail}"
+        tries = "the only attempt" if len(failures) == 1 else f"{len(failures)} attempts"
+        message = f"{url}: {tries} failed{', the last one' if len(failures) > 1 else ''} with {failure.kind}{detail}"
         return CompletionFailed(message, tuple(failures), seconds)
 
     async def aclose(self) -> None:

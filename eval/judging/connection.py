@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import openai
@@ -39,7 +40,7 @@ def connect(
         http = openai.DefaultAioHttpClient(limits=limits)
     except (AttributeError, RuntimeError):  # not in this release, or an extra that is not installed
         http = openai.DefaultAsyncHttpxClient(limits=limits)
-    return Connection(
+    connection = Connection(
         base_url=base_url,
         api_key=api_key or NO_KEY,  # without one, it would take OPENAI_API_KEY and send that to any server
         default_headers=headers,
@@ -47,6 +48,16 @@ def connect(
         timeout=None,
         http_client=http,
     )
+    if not is_openai(
+        base_url
+    ):  # the package takes these from the environment, and would tell them to any server
+        connection.organization = connection.project = None
+    return connection
+
+
+def is_openai(url: str) -> bool:
+    """Whether a server is OpenAI's own, who alone gets what the environment has for OpenAI."""
+    return urlsplit(url).hostname == "api.openai.com"
 
 
 class Connection(openai.AsyncOpenAI):

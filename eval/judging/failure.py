@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import openai
 
+from thinkserve.eval.judging.connection import is_openai
+
 # Parts of the messages of vLLM, OpenAI and others about this one request, however many others are fine.
 _ABOUT_ONE_REQUEST = re.compile(
     r"context.?length|context window|maximum context|too long|too many tokens|content.?(management.)?polic|"
@@ -104,10 +106,12 @@ def _what_to_do(exc: openai.APIStatusError, detail: str, asked: Asked) -> str | 
     """About a status that no retry mends; None if it is about one request only."""
     status, url, model = exc.status_code, asked.shown_url, asked.model
     if status == 401 and asked.api_key is None:
-        return (
-            f"{url}: wants an API key (HTTP 401), and there is none: set OPENAI_API_KEY, or name a file with "
-            "--api-key-file"
+        keys = (
+            "OPENAI_API_KEY"
+            if is_openai(asked.url)
+            else "THINKSERVE_JUDGE_API_KEY or THINKSERVE_MODEL_API_KEY"
         )
+        return f"{url}: wants an API key (HTTP 401), and there is none: set {keys}, or name a file with --api-key-file"
     if status == 401:
         return f"{url}: refused the API key (HTTP 401): is it the one for this server, and still valid?"
     if status == 403:

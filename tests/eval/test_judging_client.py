@@ -249,7 +249,7 @@ async def test_a_server_that_fails_every_request_is_given_up() -> None:
 async def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     async with scripted_judge(Status(401)) as server, ChatClient(server.url, "m") as client:
-        with pytest.raises(ThinkserveError, match="wants an API key .*OPENAI_API_KEY"):
+        with pytest.raises(ThinkserveError, match="wants an API key .*THINKSERVE_JUDGE_API_KEY"):
             await client.complete(request())
     assert KEY not in str(dict(server.requests[0].headers))
 
@@ -299,3 +299,11 @@ def test_of_two_tokens_with_one_text_the_likelier_counts() -> None:
     logprobs = {"content": [{"token": "M", "logprob": -0.2, "top_logprobs": top}]}
     body = msgspec.json.encode({"choices": [{"message": {"content": "M"}, "logprobs": logprobs}]})
     assert read_completion(body).reply.top_logprobs == {"m": -1.0, "M": -0.2}
+
+
+async def test_what_the_environment_has_for_openai_goes_to_openai_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "secret-of-openai")
+    async with scripted_judge(Say("[[A]]")) as judge, ChatClient(judge.url, "m") as client:
+        await client.complete(JudgeRequest(({"role": "user", "content": "x"},)))
+    assert "secret-of-openai" not in str(dict(judge.requests[0].headers))
