@@ -26,6 +26,7 @@ from thinkserve.eval.bench import Bench, Compat
 from thinkserve.eval.folder import RunFolder, file_name
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judgment import Judgment
+from thinkserve.eval.kinds import Format, format_of
 from thinkserve.eval.match import Match
 from thinkserve.eval.results import Results
 
@@ -44,12 +45,19 @@ def read_answers(bench: Bench, path: Path) -> Answers:
     Raises:
         UsageError: the file is malformed, or of another bench.
     """
-    if not own.is_own(path):
-        if isinstance(bench, AlpacaEvalBench):
-            return read_alpaca_answers(path, bench.instructions)
-        if isinstance(bench, ArenaHardBench):
-            return read_arena_answers(path, bench.all_instructions)
-    return own.read_own(path)
+    if format_of(path, "answers", "--answers", bench.name, _formats(bench)) == "run":
+        return own.read_own(path)
+    if isinstance(bench, AlpacaEvalBench):
+        return read_alpaca_answers(path, bench.instructions)
+    assert isinstance(bench, ArenaHardBench)
+    return read_arena_answers(path, bench.all_instructions)
+
+
+def _formats(bench: Bench) -> tuple[Format, ...]:
+    """Those that a bench's files may have, the likeliest first."""
+    if isinstance(bench, AlpacaEvalBench):
+        return ("alpaca-eval", "run")
+    return ("arena-hard", "run") if isinstance(bench, ArenaHardBench) else ("run",)
 
 
 def read_matches(
@@ -60,12 +68,35 @@ def read_matches(
     Raises:
         UsageError: a file is malformed, or they do not fit together; names file, line and field.
     """
-    if files.judgments and not own.is_judgments(files.judgments[0]):
-        if isinstance(bench, AlpacaEvalBench):
-            return _alpaca_matches(bench, files)
-        if isinstance(bench, ArenaHardBench):
-            return _arena_matches(bench, files, compat)
-    return own.read_matches(bench, files.answers, files.baseline_answers, files.judgments)
+    if not files.judgments:
+        raise UsageError("there are no judgments to score: give --judgments FILE")
+    formats = _formats(bench)
+    first, *others = files.judgments
+    format = format_of(first, "judgments", "--judgments", bench.name, formats)
+    for path in others:
+        format_of(path, "judgments", "--judgments", bench.name, (format,))
+    if format == "run":
+        return own.read_matches(
+            bench,
+            [read_answers(bench, path) for path in _once("--answers", files.answers)],
+            [read_answers(bench, path) for path in _once("--baseline-answers", files.baseline_answers)],
+            files.judgments,
+        )
+    for path in _once("--answers", files.answers):
+        format_of(path, "answers", "--answers", bench.name, (format,))
+    for path in _once("--baseline-answers", files.baseline_answers):
+        format_of(path, "answers", "--baseline-answers", bench.name, (format,))
+    if isinstance(bench, AlpacaEvalBench):
+        return _alpaca_matches(bench, files)
+    assert isinstance(bench, ArenaHardBench)
+    return _arena_matches(bench, files, compat)
+
+
+def _once(option: str, paths: Sequence[Path]) -> Sequence[Path]:
+    for place, path in enumerate(paths):
+        if path in paths[:place]:
+            raise UsageError(f"{path}: is given twice with {option}")
+    return paths
 
 
 def _alpaca_matches(bench: AlpacaEvalBench, files: Files) -> tuple[dict[str, list[Match]], tuple[str, ...]]:

@@ -7,7 +7,10 @@ dropped when the file is opened again.
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -99,8 +102,9 @@ def read_bytes(path: Path) -> bytes:
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file") from None
-    except (OSError, EOFError, ValueError) as exc:
-        raise UsageError(f"{path}: cannot be read: {exc}") from exc
+    except (OSError, EOFError, ValueError, zlib.error) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        raise UsageError(f"{path}: cannot be read: {reason}") from exc
 
 
 def read_records(path: Path) -> list[Record]:
@@ -109,13 +113,9 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UsageError: the file cannot be read, is empty, or has something else in it; names the line.
     """
-    raw = read_bytes(path)
+    raw = read_bytes(path).removeprefix(BOM_UTF8)
     if raw.lstrip()[:1] == b"[":
-        try:
-            items = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise UsageError(f"{path}: bad JSON: {exc}") from exc
-        found = [(f"{path}: item {number}", item) for number, item in enumerate(items, 1)]
+        found = [(f"{path}: item {number}", item) for number, item in enumerate(_array(path, raw), 1)]
     else:
         found = list(_lines(path, raw))
     if not found:
@@ -126,13 +126,46 @@ def read_records(path: Path) -> list[Record]:
     return [Record(item, where) for where, item in found]
 
 
+def first_record(path: Path) -> Record:
+    """The first object of a file, for which the rest of JSON lines is not decoded.
+
+    Raises:
+        UsageError: as `read_records` does.
+    """
+    raw = read_bytes(path).removeprefix(BOM_UTF8)
+    line = raw[: raw.find(b"\n") + 1]
+    try:
+        item = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        item = None
+    return Record(item, f"{path}:1") if isinstance(item, dict) else read_records(path)[0]
+
+
+def _array(path: Path, raw: bytes) -> list[Any]:
+    try:
+        return msgspec.json.decode(raw, type=list[Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise UsageError(f"{path}{_line_of_error(raw)}: bad JSON: {exc}") from exc
+
+
+def _line_of_error(raw: bytes) -> str:
+    """`:LINE` where an array breaks off or goes wrong, which msgspec does not tell; "" where that is not known."""
+    try:
+        json.loads(raw)
+    except json.JSONDecodeError as exc:
+        return f":{exc.lineno}"
+    except (UnicodeDecodeError, RecursionError):
+        pass
+    return ""
+
+
 def _lines(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
     decode = msgspec.json.Decoder().decode
     for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
             try:
                 yield f"{path}:{number}", decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
                 raise UsageError(f"{path}:{number}: bad JSON: {exc}") from exc
 
 

@@ -20,6 +20,7 @@ from thinkserve.eval.judging.stage import Judged, with_all_judges
 from thinkserve.eval.match import Match, Verdict
 from thinkserve.eval.report.lengths import cost, mean_thought_tokens
 from thinkserve.eval.scores import Comparison, Group, Scores
+from thinkserve.eval.win_rates import with_win_rates
 
 # Beyond, the pairs of models are more than anybody reads.
 MOST_COMPARED = 6
@@ -67,7 +68,7 @@ def assemble(
     }
     models = {
         model: replace(group, mean_thought_tokens=mean_thought_tokens(folder.lengths(model)))
-        for model, group in with_topics(scores.models, matches, seed).items()
+        for model, group in filled_in(scores.models, matches, seed).items()
     }
     return replace(
         scores,
@@ -81,7 +82,14 @@ def assemble(
     )
 
 
-def with_topics(
+def filled_in(
+    models: Mapping[str, Group], matches: Mapping[str, Sequence[Match]], seed: int
+) -> dict[str, Group]:
+    """The groups of models with what the bench itself does not make: win rates, and topics."""
+    return _with_topics(with_win_rates(models, matches, seed), matches, seed)
+
+
+def _with_topics(
     models: Mapping[str, Group], matches: Mapping[str, Sequence[Match]], seed: int
 ) -> dict[str, Group]:
     """The groups of models with those of their topics, which no bench has of its own: plain win rates."""

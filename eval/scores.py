@@ -6,6 +6,7 @@ thought lengths in tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from thinkserve.errors import UsageError
 from thinkserve.eval.records import read_bytes, write_whole
 
 SCHEMA = "thinkserve.scores/1"
+DIRECT = "-direct"
+"""What the name of a model ends in that answered without a thought, where it answered with one too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +123,18 @@ def to_json(scores: Scores) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses to objects without what is None or empty; `models` and `comparisons` are always there."""
+    """Dataclasses to objects without what is None, empty or no finite number; `models` and `comparisons` are always there."""
     if hasattr(value, "__dataclass_fields__"):
         found = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         keep = ("models", "comparisons")
         return {key: item for key, item in found.items() if key in keep or item not in (None, {}, [])}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        plain = {str(key): _plain(item) for key, item in value.items()}
+        return {key: item for key, item in plain.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value  # numpy's numbers
+    number = value.item() if hasattr(value, "item") else value  # numpy's numbers
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def from_json(data: Any, where: str) -> Scores:

@@ -10,6 +10,7 @@ from thinkserve.eval.alpaca.files import Annotations, read_annotations, read_ans
 from thinkserve.eval.answer import Answer, Answers
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.match import Match
+from thinkserve.eval.records import first_record
 
 LISTED = 10
 
@@ -32,15 +33,26 @@ def read_matches(
     for path in judgments_files:
         read = read_annotations(path, instructions)
         if read.model in found:
-            raise UsageError(f"{path}: field 'generator_2' is {read.model!r}, as in {found[read.model].path}")
+            raise UsageError(
+                f"{read.where[0]}: field 'generator_2' is {read.model!r}, as in {found[read.model].path}: give one file "
+                "for each model"
+            )
         for other in found.values():
             _same(other, read, "annotator", other.judge, read.judge)
             _same(other, read, "generator_1", other.baseline, read.baseline)
         found[read.model] = read
     if not found:
         raise UsageError("there are no judgments to score: give --judgments FILE")
+    answered: dict[str, Path] = {}
     for path in answers_files:
-        _check_model(found, path, read_answers(path, instructions))
+        answers = read_answers(path, instructions)
+        if answers.model in answered:
+            raise first_record(path).error(
+                "generator",
+                f"is {answers.model!r}, as in {answered[answers.model]}: give one file for each model",
+            )
+        _check_model(found, path, answers)
+        answered[answers.model] = path
     if baseline_file is not None:
         answers = read_answers(baseline_file, instructions)
         for annotations in found.values():
@@ -60,8 +72,8 @@ def _same(first: Annotations, second: Annotations, field: str, one: str, other: 
 
 def _check_model(found: Mapping[str, Annotations], path: Path, answers: Answers) -> None:
     if answers.model not in found:
-        raise UsageError(
-            f"{path}: field 'generator' is {answers.model!r}, and the judgments are about {', '.join(found)}"
+        raise first_record(path).error(
+            "generator", f"is {answers.model!r}, and the judgments are about {', '.join(found)}"
         )
     annotations = found[answers.model]
     for match, where in zip(annotations.matches, annotations.where, strict=True):

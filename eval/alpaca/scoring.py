@@ -108,9 +108,9 @@ def _overall(readings: Readings, compat: Compat, seed: int) -> Group:
 
 def _notes(readings: Readings, fit: LengthControl | None) -> list[str]:
     notes = []
-    if (n := len(readings.scored)) < ENOUGH:
+    if fit is not None and (n := len(readings.scored)) < ENOUGH:
         notes.append(
-            f"{n} instructions: with fewer than {ENOUGH} the length-controlled win rate is drawn to the gamed "
+            f"{n} instruction{'' if n == 1 else 's'}: with fewer than {ENOUGH} the length-controlled win rate is drawn to the gamed "
             "baselines that it is regularized with"
         )
     win_rate = readings.raw.win_rate

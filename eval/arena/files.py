@@ -1,13 +1,15 @@
 """Official files as a whole: questions, answers and judgments read into matches, and written.
 
 Whatever does not fit together is refused in one line that names file, line and field: rows that occur twice, rows of
-another bench, several judges where one is meant, a model against itself. What is merely missing is counted and noted.
+another bench, several judges where one is meant, a model against itself, answers that lack what was judged. What was
+not judged is noted.
 """
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +36,24 @@ from thinkserve.eval.bench import Compat, Unreadable
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judgment import Judgment
 from thinkserve.eval.match import Game, Match, PlayedGame, Verdict
-from thinkserve.eval.records import Record, read_records, write_whole
+from thinkserve.eval.records import Record, first_record, read_records, write_whole
 
 LISTED = 5
-"""Ids that a note lists before it only counts."""
+"""Ids and labels that a note names; of more ids it says only how many they are."""
 JudgmentsById = Mapping[str, Sequence[StoredJudgment]]
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswersFile:
+    """A file of one model's answers."""
+
+    path: Path
+    answers: Answers
+
+    def error(self, problem: str) -> UsageError:
+        """The error to raise about the model's name."""
+        record = first_record(self.path)
+        return record.error("model_id" if "model_id" in record.data else "model", problem)
 
 
 class ReadMatches(NamedTuple):
@@ -87,6 +102,18 @@ def read_answers(path: Path, instructions: Sequence[Instruction]) -> Answers:
     return Answers(model or "", found)
 
 
+def _read_all(paths: Iterable[Path], instructions: Sequence[Instruction]) -> dict[str, _AnswersFile]:
+    """Files of answers by model."""
+    found: dict[str, _AnswersFile] = {}
+    for path in paths:
+        file = _AnswersFile(path, read_answers(path, instructions))
+        name = file.answers.model
+        if name in found:
+            raise file.error(f"is {name!r}, as in {found[name].path}: give one file for each model")
+        found[name] = file
+    return found
+
+
 def read_matches(
     version: Version,
     instructions: Sequence[Instruction],
@@ -106,32 +133,30 @@ def read_matches(
         UsageError: the files are malformed or do not fit together.
     """
     judgments, judges = _read_judgments(version, instructions, judgments_files)
-    models = {found.model: found for found in (read_answers(path, instructions) for path in answers_files)}
-    baselines = {
-        found.model: found for found in (read_answers(path, instructions) for path in baseline_answer_files)
-    }
+    models = _read_all(answers_files, instructions)
+    baselines = _read_all(baseline_answer_files, instructions)
     official = set(EDITIONS[version].baselines.values())
     for name in models.keys() - judgments.keys():
         if name not in official:
-            raise UsageError(
-                f"there are answers of {name!r}, and no judgments of it; the judgments are of "
-                f"{', '.join(map(repr, judgments))}"
+            raise models[name].error(
+                f"is {name!r}, and the judgments are of {', '.join(map(repr, judgments))}"
             )
         baselines[name] = models[name]
     for name in baselines.keys() - official:
-        raise UsageError(
-            f"there are baseline answers of {name!r}, and the baseline of {EDITIONS[version].bench} is "
-            f"{' and '.join(sorted(official))}"
+        raise baselines[name].error(
+            f"is {name!r}, and the baseline of {EDITIONS[version].bench} is {' and '.join(sorted(official))}"
         )
+    for model, rows in judgments.items():
+        _check_answered(version, instructions, rows, models.get(model), baselines)
     matches: dict[str, list[Match]] = {}
     notes: list[str] = []
     for model, rows in judgments.items():
-        judged = _judged(version, instructions, rows, compat)
-        answers = models.get(model)
+        judged = _judged(instructions, rows, compat)
+        answers = models[model].answers if model in models else None
         matches[model] = [
             _match(version, instruction, rows, answers, baselines, compat) for instruction in judged
         ]
-        notes += _notes(version, model, judged, rows, answers, compat)
+        notes += _notes(version, model, instructions, rows, answers, compat)
     return ReadMatches(matches, "+".join(judges), tuple(notes))
 
 
@@ -141,28 +166,33 @@ def _read_judgments(
     """Judgments by model and instruction, judge by judge, and the judges."""
     by_id = {instruction.id: instruction for instruction in instructions}
     judgments: dict[str, dict[str, list[StoredJudgment]]] = {}
-    judges: dict[str, dict[str, None]] = {}
+    judges: dict[str, dict[str, Record]] = {}
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for path in paths:
-        judge = None
+        first = None
         for record in read_records(path):
             row = read_judgment(record)
-            if judge is not None and row.judge != judge:
-                raise record.error("judge", f"is {row.judge!r}, and was {judge!r} before: mixed judges")
+            first = first or row
+            if row.judge != first.judge:
+                raise record.error("judge", f"is {row.judge!r}, and was {first.judge!r} before: mixed judges")
             _known(by_id.keys(), row.id, record)
             _opponents(version, by_id[row.id], row)
+            if row.model != first.model:
+                raise record.error(
+                    "model", f"is {row.model!r}, and was {first.model!r} before: give one file for each model"
+                )
             _once(lines.setdefault((row.judge, row.model), {}), row.id, record)
-            judge = row.judge
-            judges.setdefault(row.model, {})[judge] = None
+            judges.setdefault(row.model, {}).setdefault(row.judge, record)
             judgments.setdefault(row.model, {}).setdefault(row.id, []).append(row)
     if not judgments:
         raise UsageError("there are no judgments to score: name a file of them with --judgments")
-    (first, expected), *others = judges.items()
+    (name, expected), *others = judges.items()
     for model, found in others:
         if found.keys() != expected.keys():
-            raise UsageError(
-                f"mixed judges: {first!r} was judged by {', '.join(expected)}, and {model!r} by {', '.join(found)}; "
-                "every model needs the same"
+            raise next(iter(found.values())).error(
+                "judge",
+                f"mixes judges: {model!r} was judged by {', '.join(found)}, and {name!r} by {', '.join(expected)}; every "
+                "model needs the same",
             )
     return {model: found for model, found in judgments.items()}, tuple(expected)
 
@@ -183,20 +213,37 @@ def _once(lines: dict[str, str], id: str, record: Record) -> None:
 
 def _known(known: Iterable[str], id: str, record: Record) -> None:
     if id not in known:
-        raise record.error(id_field(record), f"is {id!r}, which is no question of this bench")
+        raise record.error(
+            id_field(record), f"is {id!r}, which is no question of this bench (a file of another?)"
+        )
 
 
-def _judged(
-    version: Version, instructions: Sequence[Instruction], rows: JudgmentsById, compat: Compat
-) -> list[Instruction]:
-    """The instructions of all categories that were judged at all; in the file's order for `official`."""
-    category_of = EDITIONS[version].category_of
-    touched = {category_of(instruction) for instruction in instructions if instruction.id in rows}
-    judged = [instruction for instruction in instructions if category_of(instruction) in touched]
+def _judged(instructions: Sequence[Instruction], rows: JudgmentsById, compat: Compat) -> list[Instruction]:
+    """The instructions that have a row; in the file's order for `official`."""
+    judged = [instruction for instruction in instructions if instruction.id in rows]
     if compat == "official":
         place = {id: number for number, id in enumerate(rows)}
-        judged.sort(key=lambda instruction: place.get(instruction.id, len(place)))
+        judged.sort(key=lambda instruction: place[instruction.id])
     return judged
+
+
+def _check_answered(
+    version: Version,
+    instructions: Sequence[Instruction],
+    rows: JudgmentsById,
+    answers: _AnswersFile | None,
+    baselines: Mapping[str, _AnswersFile],
+) -> None:
+    """Refuse files of answers that lack what was judged; no file at all is another matter."""
+    for instruction in instructions:
+        files = (answers, baselines.get(EDITIONS[version].baseline_of(instruction)))
+        for row in rows.get(instruction.id, ()):
+            for file in files:
+                if file is not None and row.id not in file.answers.by_id:
+                    raise row.record.error(
+                        id_field(row.record),
+                        f"is {row.id!r}, and has no row in {file.path}: what was judged is not there",
+                    )
 
 
 def _match(
@@ -204,7 +251,7 @@ def _match(
     instruction: Instruction,
     rows: JudgmentsById,
     answers: Answers | None,
-    baselines: Mapping[str, Answers],
+    baselines: Mapping[str, _AnswersFile],
     compat: Compat,
 ) -> Match:
     id = instruction.id
@@ -215,7 +262,7 @@ def _match(
         for game, stored in zip((BASELINE_FIRST, MODEL_FIRST), row.games, strict=True)
     )
     answer = answers.by_id.get(id) if answers else None
-    theirs = baselines[baseline].by_id.get(id) if baseline in baselines else None
+    theirs = baselines[baseline].answers.by_id.get(id) if baseline in baselines else None
     return Match(instruction, answer or UnseenAnswer.to(id), theirs or UnseenAnswer.to(id), baseline, games)
 
 
@@ -239,22 +286,28 @@ def _label(stored: StoredGame) -> str | None:
 def _notes(
     version: Version,
     model: str,
-    judged: Sequence[Instruction],
+    instructions: Sequence[Instruction],
     rows: JudgmentsById,
     answers: Answers | None,
     compat: Compat,
 ) -> Iterable[str]:
     """What is missing or was read otherwise than the file says."""
-    if missing := [instruction.id for instruction in judged if instruction.id not in rows]:
-        yield f"{model}: no judgments of {_listed(missing)}"
+    category_of = EDITIONS[version].category_of
+    touched = {category_of(instruction) for instruction in instructions if instruction.id in rows}
+    asked = [instruction.id for instruction in instructions if category_of(instruction) in touched]
+    if missing := [id for id in asked if id not in rows]:
+        yield f"{model}: no judgments of {_listed(missing, len(asked))}; they do not count"
     if answers is None:
         yield f"{model}: its answers were not given, so nothing is said of length and style"
-    elif missing := [instruction.id for instruction in judged if instruction.id not in answers.by_id]:
-        yield f"{model}: no answers to {_listed(missing)}"
     games = [game for found in rows.values() for row in found for game in row.games if game]
     if odd := sorted({game.score for game in games if game.score and not normalised(game.score)}):
         count = sum(game.score in odd for game in games)
-        yield f"{model}: {count} games are unscored, their labels are none: {', '.join(odd[:LISTED])}"
+        what = (
+            "1 game has a stored label that is"
+            if count == 1
+            else f"{count} games have stored labels that are"
+        )
+        yield f"{model}: {what} none: {', '.join(odd[:LISTED])}"
     stored = [official_verdict(game.score, version, True) for game in games]
     ours = [_verdict(version, MODEL_FIRST, game, "aligned") for game in games]
     pairs = list(zip(stored, ours, strict=True))
@@ -268,9 +321,9 @@ def _notes(
         )
 
 
-def _listed(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
-    return f"{len(ids)} instruction{'s' if len(ids) > 1 else ''}: {', '.join(ids[:LISTED])}{more}"
+def _listed(ids: Sequence[str], total: int) -> str:
+    named = f" ({', '.join(ids)})" if len(ids) <= LISTED else ""
+    return f"{len(ids)} of {total} instructions{named}"
 
 
 def write_answers(

@@ -89,7 +89,7 @@ def _style(record: Record) -> Style | None:
         if metadata is not None:
             try:
                 return style_from(metadata)
-            except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            except (TypeError, ValueError) as exc:
                 raise record.error(
                     field,
                     f"has no counts as Arena-Hard writes them ({exc}); leave it out to have them counted",
@@ -106,6 +106,8 @@ def read_judgment(record: Record) -> StoredJudgment:
     games = record.list("games")
     if len(games) != GAMES:
         raise record.error("games", f"has {len(games)} of {GAMES} games")
+    if "category" in record.data:
+        record.text("category")  # the question's counts, but a file that is wrong here is wrong elsewhere
     return StoredJudgment(
         id=record.text(id_field(record)),
         model=record.text("model"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from thinkserve.eval.answer import Answer, Style
 from thinkserve.eval.arena.battle import Battles, battles_of, scored_verdicts
-from thinkserve.eval.arena.bootstrap import interval, resamples
+from thinkserve.eval.arena.bootstrap import battle_intervals, interval, resamples
 from thinkserve.eval.arena.style import style_of
 from thinkserve.eval.arena.style_control import LENGTH, MARKDOWN, STYLE, StyleControlled, style_control
 from thinkserve.eval.arena.tokens import TIKTOKEN, token_counter
@@ -79,7 +79,8 @@ def score_arena(
         version: of the bench.
         matches: from model to its matches; all models share the fit of style control.
         compat: `official` draws single battles again, as the authors do (v2.0: a 90 % interval, and the style-controlled
-            score where their optimiser stops); `aligned` draws questions (95 %), and fits to the optimum.
+            score where their optimiser stops), but often enough for the interval not to hang on the order of files;
+            `aligned` draws questions (95 %), and fits to the optimum.
         seed: of the bootstraps; v0.1 has its own for `official`.
         bootstraps: rounds, wherever a fit or the authors' number of rounds is concerned.
     """
@@ -99,7 +100,7 @@ def score_arena(
         compat=compat,
         models={model: replace(group, categories=categories[model]) for model, group in overall.items()},
         notes=tuple(_notes(task, matches, judges)),
-        details=_details(task),
+        details=_details(task, matches),
     )
 
 
@@ -158,7 +159,12 @@ def _intervals(task: _Task, battles: Battles) -> dict[str, tuple[float, float]]:
     """Of the scores; none where there are so few questions that a bootstrap only repeats them."""
     if len(set(battles.question.tolist())) < FEW // 2:
         return {}
-    rounds = QUESTION_ROUNDS if task.compat == "aligned" else task.bootstraps
+    if task.compat == "official":
+        return battle_intervals(battles, task.level, task.seed)
+    return _drawn_intervals(task, battles, QUESTION_ROUNDS)
+
+
+def _drawn_intervals(task: _Task, battles: Battles, rounds: int) -> dict[str, tuple[float, float]]:
     drawn = battles.scores(*resamples(task.version, battles, task.compat, rounds, task.seed))
     found = {model: interval(drawn[:, at], task.level) for at, model in enumerate(battles.models)}
     return {model: ci for model, ci in found.items() if ci}
@@ -218,9 +224,17 @@ def _fit(task: _Task, battles: Battles, features: Sequence[str], bootstraps: int
     return task.fits[key]
 
 
-def _details(task: _Task) -> dict[str, Any]:
-    counter = {"token_counter": token_counter()[0]} if task.styles.counted else {}
-    return {"style_coefficients": task.coefficients, **counter} if task.coefficients else counter
+def _details(task: _Task, matches: Matches) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if task.coefficients:
+        details["style_coefficients"] = task.coefficients
+    if task.styles.counted:
+        details["token_counter"] = token_counter()[0]
+    battles = battles_of(task.version, matches)
+    if task.version == "v0.1" and task.compat == "official" and battles is not None:
+        # To the digit what the authors' code prints for these models in this order.
+        details["ci_of_authors_rounds"] = _drawn_intervals(task, battles, task.bootstraps)
+    return details
 
 
 def _notes(task: _Task, matches: Matches, judges: Sequence[str]) -> Iterable[str]:

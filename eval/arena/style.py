@@ -39,18 +39,34 @@ def style_of(response: Response, count_tokens: CountTokens) -> Style:
     return style_from(metadata_of(response, count_tokens))
 
 
-def style_from(metadata: Mapping[str, Any]) -> Style:
+def style_from(metadata: Any) -> Style:
     """The style in an answer file's metadata.
 
     Raises:
-        KeyError, TypeError, AttributeError: a count is missing or is none.
+        TypeError, ValueError: a count is missing or is none; says which.
     """
+    if not isinstance(metadata, Mapping):
+        raise TypeError("it is no object")
     return Style(
-        token_len=int(metadata["token_len"]),
-        headers=int(sum(metadata["header_count"].values())),
-        lists=int(sum(metadata["list_count"].values())),
-        bold=int(sum(metadata["bold_count"].values())),
+        token_len=_count(metadata.get("token_len"), "token_len"),
+        headers=_total(metadata, "header_count"),
+        lists=_total(metadata, "list_count"),
+        bold=_total(metadata, "bold_count"),
     )
+
+
+def _total(metadata: Mapping[str, Any], name: str) -> int:
+    counts = metadata.get(name)
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"{name} must be an object")
+    return sum(_count(count, f"{name}.{kind}") for kind, count in counts.items())
+
+
+def _count(value: Any, name: str) -> int:
+    # Some forks have token counts as floats. Where style is compared, no number may be beyond a float's precision.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**53:
+        raise ValueError(f"{name} must be a count")
+    return int(value)
 
 
 def _without_code(text: str) -> str:

@@ -246,7 +246,7 @@ def _another(tmp_path: Path, rows: list[Row]) -> None:
         (
             _answers,
             [output(0, "another")],
-            r"answers.jsonl: field 'generator' is 'another', and the judgments are about model",
+            r"answers.jsonl:1: field 'generator' is 'another', and the judgments are about model",
         ),
         (_answers, [output(0), output(0)], r"answers.jsonl:2: field 'instruction' is the same as in"),
         (
@@ -265,7 +265,7 @@ def _another(tmp_path: Path, rows: list[Row]) -> None:
             [output(0)],
             r"a.jsonl:1: field 'generator_1' is 'gpt4_1106_preview', and .*baseline.jsonl are by 'model'",
         ),
-        (_another, GOOD, r"b.jsonl: field 'generator_2' is 'model', as in .*a.jsonl"),
+        (_another, GOOD, r"b.jsonl:1: field 'generator_2' is 'model', as in .*a.jsonl"),
         (
             _another,
             [annotation(0, generator_2="other", annotator="another")],

@@ -122,15 +122,34 @@ def test_labels_that_are_none_are_unscored_and_counted(tmp_path: Path) -> None:
     for compat in COMPATS:
         found = read(tmp_path, rows, compat=compat)
         assert preferences(found) == {"q1": [None, 1.0], "q2": [None, None]}
-        assert "m: 2 games are unscored, their labels are none: A, A>>A" in found.notes
+        assert "m: 2 games have stored labels that are none: A, A>>A" in found.notes
 
 
-def test_missing_rows_are_listed_and_unscored(tmp_path: Path) -> None:
-    found = read(tmp_path, [judged("q2"), judged("q3")], [answered("q2")])
-    assert "m: no judgments of 1 instruction: q1" in found.notes
-    assert "m: no answers to 2 instructions: q1, q3" in found.notes
-    group = score_arena("v2.0", found.matches, compat="aligned", seed=0).models["m"]
-    assert (group.n, group.unscored) == (2, 1)
+def test_rows_that_are_missing_are_listed_and_do_not_count(tmp_path: Path) -> None:
+    rows = [judged("q2"), judged("q3", None, None)]
+    for compat in COMPATS:
+        found = read(tmp_path, rows, [answered("q2"), answered("q3")], compat)
+        assert "m: no judgments of 1 of 3 instructions (q1); they do not count" in found.notes
+        group = score_arena("v2.0", found.matches, compat=compat, seed=0).models["m"]
+        assert (group.n, group.unscored) == (1, 1)
+
+
+def test_many_missing_rows_are_counted_and_not_listed(tmp_path: Path) -> None:
+    many = [Instruction(f"q{n}", "?", {"category": "hard_prompt"}, n) for n in range(9)]
+    found = read_matches("v2.0", many, [], [], [written(tmp_path / "j.jsonl", [judged("q1")])])
+    assert "m: no judgments of 8 of 9 instructions; they do not count" in found.notes
+
+
+def test_answers_that_lack_what_was_judged_are_refused(tmp_path: Path) -> None:
+    judgments = written(tmp_path / "j.jsonl", [judged("q1"), judged("q2")])
+    whole = written(tmp_path / "whole.jsonl", [answered("q1"), answered("q2")])
+    part = written(tmp_path / "part.jsonl", [answered("q1")])
+    theirs = written(tmp_path / "theirs.jsonl", [answered("q1", model="o3-mini-2025-01-31")])
+    message = r"j.jsonl:2: field 'uid' is 'q2', and has no row in \S*{}: what was judged is not there$"
+    with pytest.raises(UsageError, match=message.format("part.jsonl")):
+        read_matches("v2.0", INSTRUCTIONS, [part], [], [judgments])
+    with pytest.raises(UsageError, match=message.format("theirs.jsonl")):
+        read_matches("v2.0", INSTRUCTIONS, [whole], [theirs], [judgments])
 
 
 def test_a_category_that_nobody_judged_is_not_missed(tmp_path: Path) -> None:
@@ -155,7 +174,9 @@ def test_judges_that_judged_every_model_are_an_ensemble(tmp_path: Path) -> None:
     found = read_matches("v2.0", INSTRUCTIONS, [], [], files)
     assert found.judge == "j+k"
     assert [played.judge for played in found.matches["n"][0].games] == ["j", "j", "k", "k"]
-    with pytest.raises(UsageError, match=r"mixed judges: 'm' was judged by j, k, and 'n' by j;"):
+    with pytest.raises(
+        UsageError, match=r"j-n.jsonl:1: field 'judge' mixes judges: 'n' was judged by j, and 'm' by j, k"
+    ):
         read_matches("v2.0", INSTRUCTIONS, [], [], files[:3])
 
 
@@ -167,6 +188,10 @@ def test_judges_that_judged_every_model_are_an_ensemble(tmp_path: Path) -> None:
         (
             [judged("q1"), judged("q2", judge="k")],
             r":2: field 'judge' is 'k', and was 'j' before: mixed judges",
+        ),
+        (
+            [judged("q1"), judged("q2", model="n")],
+            r":2: field 'model' is 'n', and was 'm' before: give one file",
         ),
         (
             [judged("q1", baseline="gpt-4-0314")],
@@ -182,7 +207,7 @@ def test_judges_that_judged_every_model_are_an_ensemble(tmp_path: Path) -> None:
         ([judged("q1", None, {})], r":1: field 'games\[1\].score' is missing"),
         ([judged("q1", None, "A>B")], r":1: field 'games\[1\]' must be an object or null"),
         ([judged("q1", None, {"judgment": 7})], r"field 'games\[1\].judgment' must be the judge's text"),
-        (['["q1"]', "3"], r"judgments.jsonl: bad JSON"),
+        (['["q1"]', "3"], r"judgments.jsonl:2: bad JSON"),
     ],
 )
 def test_judgments_that_do_not_fit_are_refused_in_one_line(
@@ -203,8 +228,20 @@ def test_judgments_that_do_not_fit_are_refused_in_one_line(
         ([answered("q1", 7)], r":1: field 'messages\[1\].content' is a number, and must be a string"),
         ([answered("q1", {"thought": "x"})], r":1: field 'messages\[1\].content.answer' is missing"),
         ([answered("q1", metadata={"token_len": 3})], r":1: field 'metadata' has no counts .*header_count"),
+        ([answered("q1", metadata=[])], r":1: field 'metadata' has no counts .*it is no object"),
+        (
+            [
+                answered(
+                    "q1", metadata={"token_len": -1, "header_count": {}, "list_count": {}, "bold_count": {}}
+                )
+            ],
+            r":1: field 'metadata' has no counts .*token_len must be a count",
+        ),
         ([{"uid": "q1", "model": "m", "messages": []}], r":1: field 'messages\[-1\]' is missing|content"),
-        ([answered("q1", model="other")], r"answers of 'other', and no judgments of it; .* 'm'"),
+        (
+            [answered("q1", model="other")],
+            r"answers.jsonl:1: field 'model' is 'other', and the judgments are of 'm'",
+        ),
     ],
 )
 def test_answers_that_do_not_fit_are_refused_in_one_line(
@@ -218,10 +255,19 @@ def test_answers_that_do_not_fit_are_refused_in_one_line(
 def test_answers_of_another_model_are_no_baseline(tmp_path: Path) -> None:
     judgments = written(tmp_path / "j.jsonl", [judged("q1")])
     other = written(tmp_path / "o.jsonl", [answered("q1", model="gpt-4-0314")])
-    with pytest.raises(UsageError, match="baseline answers of 'gpt-4-0314'"):
+    with pytest.raises(UsageError, match="o.jsonl:1: field 'model' is 'gpt-4-0314', and the baseline of"):
         read_matches("v2.0", INSTRUCTIONS, [], [other], [judgments])
     with pytest.raises(UsageError, match="there are no judgments"):
         read_matches("v2.0", INSTRUCTIONS, [], [], [])
+
+
+def test_two_files_of_the_same_model_are_refused(tmp_path: Path) -> None:
+    judgments = written(tmp_path / "j.jsonl", [judged("q1")])
+    files = [written(tmp_path / f"{name}.jsonl", [answered("q1")]) for name in "ab"]
+    with pytest.raises(UsageError, match=r"b.jsonl:1: field 'model' is 'm', as in \S*a.jsonl: give one file"):
+        read_matches("v2.0", INSTRUCTIONS, files, [], [judgments])
+    with pytest.raises(UsageError, match=r"j.jsonl:1: field 'uid' is 'q1' a second time"):
+        read_matches("v2.0", INSTRUCTIONS, [], [], [judgments, judgments])
 
 
 def test_the_baselines_answers_may_be_among_the_models(tmp_path: Path) -> None:

@@ -301,7 +301,9 @@ def test_of_two_tokens_with_one_text_the_likelier_counts() -> None:
     assert read_completion(body).reply.top_logprobs == {"m": -1.0, "M": -0.2}
 
 
-async def test_what_the_environment_has_for_openai_goes_to_openai_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_environment_has_for_openai_goes_to_openai_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "secret-of-openai")
     async with scripted_judge(Say("[[A]]")) as judge, ChatClient(judge.url, "m") as client:

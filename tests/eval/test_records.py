@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 
 from thinkserve.errors import UsageError
-from thinkserve.eval.records import RecordLog, read_records, write_records, write_whole
+from thinkserve.eval.records import RecordLog, first_record, read_records, write_records, write_whole
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("content", [b'{"a": 1}\n\n{"a": 2}\n', b' [{"a": 1}, {"a": 2}]'])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": 1}\n\n{"a": 2}\n', b' [{"a": 1}, {"a": 2}]', b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}'],
+)
 def test_lines_and_arrays_are_read_alike(tmp_path: Path, content: bytes, pack: bool) -> None:
     path = tmp_path / ("x.jsonl.gz" if pack else "x.jsonl")
     path.write_bytes(gzip.compress(content) if pack else content)
     assert [record.data for record in read_records(path)] == [{"a": 1}, {"a": 2}]
+    first = first_record(path)
+    assert (first.data, first.where) == ({"a": 1}, read_records(path)[0].where)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +32,11 @@ def test_lines_and_arrays_are_read_alike(tmp_path: Path, content: bytes, pack: b
         (b"[]", "the file is empty"),
         (b"\n \n", "the file is empty"),
         (b'{"a": 1}\n{"a": \n', ":2: bad JSON"),
-        (b'[{"a": 1}, {"a": ', "bad JSON"),
+        (b'[{"a": 1}, {"a": ', ":1: bad JSON"),
+        (b'[{"a": 1},\n {"a": 2},\n {"a" 3}]', ":3: bad JSON"),
+        (b'[{"a": "\xff"}]', "bad JSON"),
+        (b'{"a": ' + b"[" * 100_000, ":1: bad JSON"),
+        (b"[" * 100_000, "bad JSON"),
         (b'{"a": 1}\n17\n', ":2: is a number, and must be an object"),
         (b'{"a": 1}\nnull\n', ":2: is null, and must be an object"),
         (b'[{"a": 1}, "b"]', "item 2: is a string, and must be an object"),
@@ -54,6 +63,11 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}' * 1000)[:-20])
     with pytest.raises(UsageError, match="cannot be read"):
         read_records(tmp_path / "y.jsonl.gz")
+    packed = bytearray(gzip.compress(bytes(range(256)) * 20))
+    packed[10] = 0xFF  # no kind of block
+    (tmp_path / "z.jsonl.gz").write_bytes(packed)
+    with pytest.raises(UsageError, match="z.jsonl.gz: cannot be read: Error -3 while decompressing"):
+        read_records(tmp_path / "z.jsonl.gz")
 
 
 def test_a_field_that_is_not_as_it_must_be_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,13 @@ def test_a_key_that_does_not_apply_is_absent() -> None:
 def test_numbers_of_numpy_are_written_as_numbers() -> None:
     group = Group(n=1, win_rate=np.float64(12.5), ci=(np.float64(1.0), np.float64(2.0)))
     assert msgspec.json.encode(to_json(Scores("b", "j", "x", "aligned", {"m": group})))
+
+
+def test_what_is_no_finite_number_is_absent() -> None:
+    group = Group(n=1, standard_error=math.nan, mean_length=np.float64("inf"))
+    scores = Scores("b", "j", "x", "aligned", {"m": group}, details={"a": {"b": -math.inf, "c": 1}})
+    found = to_json(scores)
+    assert (found["models"], found["details"]) == ({"m": {"n": 1, "unscored": 0}}, {"a": {"c": 1}})
 
 
 @pytest.mark.parametrize(
