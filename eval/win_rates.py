@@ -16,7 +16,7 @@ from thinkserve.eval.scores import Group
 
 # Two questions each: no fit says anything about those.
 TOO_SMALL = ("cluster",)
-RATES = ("win_rate", "standard_error", "wins", "draws", "losses", "discrete_win_rate")
+RATES = ("win_rate", "standard_error", "wins", "draws", "losses")
 CONTROLLED = ("length_controlled_win_rate", "lc_standard_error")
 
 

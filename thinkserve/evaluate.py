@@ -16,6 +16,8 @@ from thinkserve.eval.bench import Bench, Compat
 from thinkserve.eval.config import RunConfig
 from thinkserve.eval.data import EvalData
 
+# What the pocket bench asks without --limit; a number here, since scoring other benches must not load its world.
+POCKET_INSTRUCTIONS = 200
 NAMES = ("alpaca-eval", "arena-hard", "arena-hard-v0.1", "categories", "pocket")
 
 
@@ -55,10 +57,10 @@ def find_bench(
 
         return CategoriesBench(files, seed=seed)
     if name == "pocket":
-        from thinkserve.training.pocket.bench import INSTRUCTIONS, MOST_INSTRUCTIONS, PocketBench
+        from thinkserve.training.pocket.bench import MOST_INSTRUCTIONS, PocketBench
         from thinkserve.training.pocket.world import CATEGORIES
 
-        count = limit or INSTRUCTIONS
+        count = limit or POCKET_INSTRUCTIONS
         if limit is not None and categories and limit <= MOST_INSTRUCTIONS:
             count = min(limit * len(CATEGORIES), MOST_INSTRUCTIONS)  # its categories come in turn
         return PocketBench(count=count, seed=seed)
@@ -114,7 +116,7 @@ def score(
 
     files = Files(answers, baseline_answers, judgments)
     # The pocket bench has as many instructions as are asked for; the first ones are always the same.
-    limit = len(read_records(answers[0])) if name == "pocket" and answers else None
+    limit = max(POCKET_INSTRUCTIONS, len(read_records(answers[0]))) if name == "pocket" and answers else None
     rescore(
         find_bench(name, data, seed=seed, limit=limit),
         files,

@@ -317,7 +317,7 @@ def test_scoring_imports_no_client_and_no_server() -> None:
 
 @cache
 def pocket() -> PocketBench:
-    return PocketBench()
+    return PocketBench(208)  # the first 200 are what is asked without --limit
 
 
 def own_answers(model: str, count: int = 12) -> list[dict[str, Any]]:
@@ -366,6 +366,13 @@ def test_a_runs_own_files_are_scored(tmp_path: Path) -> None:
         "n": pytest.approx(100 * 10 / 12),
     }
     assert found["models"]["m"]["n"] == 12
+
+
+def test_a_pocket_run_of_more_instructions_than_usual_is_scored(tmp_path: Path) -> None:
+    judgments = written(tmp_path / "j.jsonl", own_judgments("m", 208))
+    answers = written(tmp_path / "a.jsonl", own_answers("m", 208))
+    found = scored(tmp_path / "out", "pocket", "--judgments", judgments, "--answers", answers)
+    assert found["models"]["m"]["n"] == 208
 
 
 OWN = [
