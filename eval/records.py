@@ -6,6 +6,7 @@ dropped when the file is opened again.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -187,12 +188,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 class RecordLog:
-    """A file of JSON lines that is appended to. Opened by one process at a time."""
+    """A file of JSON lines that is appended to, by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, and drop a last line that was cut short."""
+        """Open it, and drop a last line that was cut short.
+
+        Raises:
+            UsageError: somebody else has it open; with two runs in one folder, both would pay for the same verdicts.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed by `close`
+        try:
+            # Goes with the process, however that ends. Some network file systems have no locks; there it is the user's
+            # affair.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UsageError(
+                f"{path}: another run writes to this file now; wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass
         self._drop_cut_line()
 
     def _drop_cut_line(self) -> None:

@@ -111,3 +111,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_records(path, [{"a": 1}, {"a": object()}])
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with RecordLog(path) as log:
+        with pytest.raises(UsageError, match=r"log.jsonl: another run writes to this file now"):
+            RecordLog(path)
+        log.append({"n": 1})
+    with RecordLog(path) as log:
+        log.append({"n": 2})
+    assert [record.data["n"] for record in read_records(path)] == [1, 2]
