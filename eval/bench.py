@@ -91,6 +91,10 @@ class Bench(Protocol):
     def official_judge(self) -> str | None:
         """The model whose verdicts the published numbers are made of, at OpenAI; None where there is none."""
 
+    @property
+    def ensembles(self) -> bool:
+        """Whether the verdicts of several judges can be put together."""
+
     def baseline_of(self, instruction: Instruction) -> str | None:
         """The model that others are judged against here; None: the user must name one."""
 

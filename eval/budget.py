@@ -14,13 +14,7 @@ from thinkserve.eval.answer import Answer, Answers
 from thinkserve.eval.baselines import Baselines
 from thinkserve.eval.bench import Estimate, JudgeRequest
 from thinkserve.eval.instruction import Instruction
-from thinkserve.eval.judging.cost import (
-    BYTES_PER_TOKEN,
-    TOKENS_AROUND_MESSAGE,
-    confirm,
-    price_of,
-    together,
-)
+from thinkserve.eval.judging.cost import confirm, estimate_requests, together
 from thinkserve.eval.judging.stage import Pair
 from thinkserve.thoughts import Response
 
@@ -81,15 +75,7 @@ def estimate_sorting(requests: Sequence[JudgeRequest], model: str) -> Estimate:
         requests: for topics that are not known yet.
         model: that is asked, by its name at its server.
     """
-    texts = [message["content"] for request in requests for message in request.messages]
-    prompt = sum(
-        TOKENS_AROUND_MESSAGE + round(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
-        for text in texts
-    )
-    completion = TYPICAL_TOPIC_TOKENS * len(requests)
-    price = price_of(model)
-    dollars = None if price is None else (prompt * price.prompt + completion * price.completion) / 1e6
-    return Estimate(len(requests), prompt, completion, dollars)
+    return estimate_requests(requests, model, typical_completion=TYPICAL_TOPIC_TOKENS)
 
 
 def foreseen_pairs(

@@ -56,7 +56,12 @@ class Keys:
         named = self.judge if role == "judge" else self.model
         if named is not None:
             return named
-        return self.openai if urlsplit(url).hostname == urlsplit(OPENAI).hostname else None
+        return self.openai if is_openai(url) else None
+
+
+def is_openai(url: str) -> bool:
+    """Whether a server is OpenAI's own, who alone gets what the environment has for OpenAI."""
+    return urlsplit(url).hostname == urlsplit(OPENAI).hostname
 
 
 def key_from(environment: Mapping[str, str], name: str) -> str | None:

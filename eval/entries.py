@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from thinkserve.errors import UsageError
@@ -183,6 +182,8 @@ async def find_judges(config: RunConfig, bench: Bench) -> tuple[JudgeEntry, ...]
         )
     if bench.official_judge is None:
         raise UsageError(f"--judge {config.judges[0]}: {config.bench} is judged by rule; leave --judge out")
+    if len(config.judges) > 1 and not bench.ensembles:
+        raise UsageError(f"--judge is given {len(config.judges)} times: {config.bench} takes one judge")
     specs = [parse_judge(spec) for spec in config.judges]
     names = [await _judge_name(spec, config) for spec in specs]
     if len(set(names)) < len(names):
@@ -198,9 +199,3 @@ async def _judge_name(spec: JudgeSpec, config: RunConfig) -> str:
     if spec.model is not None:
         return spec.model
     return (await find_server(spec, api_key=config.keys.of(spec.url, "judge"))).model
-
-
-def folder_of(spec: ModelSpec | JudgeSpec) -> Path | None:
-    """The folder of a checkpoint that is one."""
-    path = Path(spec.path) if isinstance(spec, CheckpointSpec) else None
-    return path if path is not None and path.is_dir() else None

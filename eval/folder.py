@@ -14,6 +14,7 @@ scores.json report.html report.md
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -65,8 +66,13 @@ def read_answers(path: Path, model: str) -> Answers:
     Raises:
         UsageError: the file is malformed, or has an instruction twice without having been asked; names line and field.
     """
+    return answers_in(read_records(path), model)
+
+
+def answers_in(records: Iterable[Record], model: str) -> Answers:
+    """The answers in records of such a file; as `read_answers`."""
     answers: dict[str, Answer] = {}
-    for record in read_records(path):
+    for record in records:
         complete = record.get("complete", True)
         answer = Answer(
             record.text("id"), Response(record.text("response")), complete is not False, _style(record)

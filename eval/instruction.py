@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+TOPIC = "topic"
+"""The scheme of the paper's topics."""
+CLUSTER = "cluster"
+"""The scheme of Arena-Hard v0.1: two instructions each, too few to fit or to test anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instruction:

@@ -168,4 +168,4 @@ def _write_arena(
     for model, judged in results.by_model.items():
         for judge, one in zip(results.judges, judged, strict=True):
             path = folder / "model_judgment" / file_name(judge) / f"{file_name(model)}.jsonl"
-            write_arena_judgments(path, version, instructions, one.judgments)
+            write_arena_judgments(path, version, model, judge, one.matches, one.judgments)

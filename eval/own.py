@@ -10,7 +10,7 @@ from thinkserve.errors import UsageError
 from thinkserve.eval.answer import Answers
 from thinkserve.eval.baselines import Baselines
 from thinkserve.eval.bench import Bench
-from thinkserve.eval.folder import read_answers
+from thinkserve.eval.folder import answers_in
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judgment import Judgment
 from thinkserve.eval.match import Match, PlayedGame
@@ -25,7 +25,8 @@ def read_own(path: Path) -> Answers:
         UsageError: the file is malformed, or of several models.
     """
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
-    first, *others = read_records(path)
+    records = read_records(path)
+    first, *others = records
     named = first.get("model", stem)
     if not isinstance(named, str):
         raise first.error("model", "must be a string")
@@ -34,7 +35,7 @@ def read_own(path: Path) -> Answers:
             raise record.error(
                 "model", f"is {name!r}, and was {named!r} before: give one file for each model"
             )
-    return read_answers(path, named)
+    return answers_in(records, named)
 
 
 def read_matches(

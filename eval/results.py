@@ -6,7 +6,7 @@ the health of the judges; and the paper's topics, where the instructions have th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from thinkserve.eval.bench import Bench, Compat
 from thinkserve.eval.comparison import compare, head_to_head
 from thinkserve.eval.folder import RunFolder, read_lengths
+from thinkserve.eval.instruction import CLUSTER, TOPIC
 from thinkserve.eval.judging.health import health_of
 from thinkserve.eval.judging.stage import Judged, with_all_judges
 from thinkserve.eval.match import Match, Verdict
@@ -24,9 +25,6 @@ from thinkserve.eval.win_rates import with_win_rates
 
 # Beyond, the pairs of models are more than anybody reads.
 MOST_COMPARED = 6
-# Two questions each: no test says anything about those.
-NOT_COMPARED = ("cluster",)
-TOPIC = "topic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +160,7 @@ def _cost(path: Path) -> dict[str, float]:
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def schemes_of(matches: Any) -> tuple[str, ...]:
+def schemes_of(matches: Iterable[Match]) -> tuple[str, ...]:
     """The schemes of categories that are worth a comparison, in the order in which they come up."""
     found = dict.fromkeys(scheme for match in matches for scheme in match.instruction.categories)
-    return tuple(scheme for scheme in found if scheme not in NOT_COMPARED)
+    return tuple(scheme for scheme in found if scheme != CLUSTER)

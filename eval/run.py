@@ -20,7 +20,7 @@ from thinkserve.eval.benches.file import FileBench
 from thinkserve.eval.config import RunConfig, claim
 from thinkserve.eval.entries import Entries, find_entries, find_judges
 from thinkserve.eval.folder import RunFolder
-from thinkserve.eval.instruction import Instruction
+from thinkserve.eval.instruction import TOPIC, Instruction
 from thinkserve.eval.official import read_answers, write_official
 from thinkserve.eval.records import write_records
 from thinkserve.eval.report.leaderboard import headline
@@ -29,7 +29,6 @@ from thinkserve.eval.results import assemble
 from thinkserve.eval.scores import write_scores
 from thinkserve.eval.selection import select
 from thinkserve.eval.stages import Answering, Judging, check_given, write_answers
-from thinkserve.eval.topics import SCHEME as TOPIC
 from thinkserve.eval.topics import with_topics
 from thinkserve.thoughts import get_format
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from thinkserve.eval.arena.verdict import without_thoughts
 from thinkserve.eval.bench import JudgeRequest
 from thinkserve.eval.fence import fence
-from thinkserve.eval.instruction import Instruction
+from thinkserve.eval.instruction import TOPIC, Instruction
 from thinkserve.eval.judging.client import ChatClient
 from thinkserve.eval.judging.completion import CompletionFailed
 from thinkserve.eval.judging.template import fill
@@ -52,7 +52,6 @@ TOPICS = (
     "Science and Technology",
     "Travel and Leisure",
 )
-SCHEME = "topic"
 # Room for a model that thinks first.
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 4096}
 AGAIN = "That names no single topic of the list. Answer with one number in double brackets and nothing else."
@@ -237,6 +236,6 @@ def with_topics(instructions: Iterable[Instruction], topics: Mapping[str, str]) 
         topics: by id.
     """
     return tuple(
-        replace(one, categories={**one.categories, SCHEME: topics[one.id]}) if one.id in topics else one
+        replace(one, categories={**one.categories, TOPIC: topics[one.id]}) if one.id in topics else one
         for one in instructions
     )

@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from thinkserve.eval.arena.unseen import UnseenAnswer
 from thinkserve.eval.comparison import head_to_head
+from thinkserve.eval.instruction import CLUSTER
 from thinkserve.eval.match import Match
 from thinkserve.eval.scores import Group
 
-# Two questions each: no fit says anything about those.
-TOO_SMALL = ("cluster",)
 RATES = ("win_rate", "standard_error", "wins", "draws", "losses")
 CONTROLLED = ("length_controlled_win_rate", "lc_standard_error")
 
@@ -37,7 +36,7 @@ def with_win_rates(
 
 
 def _with_rates(group: Group, matches: Sequence[Match], seed: int) -> Group:
-    schemes = [scheme for scheme in group.categories if scheme not in TOO_SMALL]
+    schemes = [scheme for scheme in group.categories if scheme != CLUSTER]
     found = head_to_head(matches, seed=seed, schemes=schemes)
     # Without the responses there are no lengths.
     seen = not any(

@@ -48,6 +48,7 @@ class AlpacaEvalBench:
 
     name = NAME
     official_judge = OFFICIAL_JUDGE
+    ensembles = False
 
     def __init__(self, data: Data, *, verdicts: Verdicts = "logprobs", folds: Folds | None = None) -> None:
         self._protocol = AlpacaProtocol(verdicts)

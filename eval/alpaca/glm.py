@@ -20,6 +20,7 @@ from typing import Any
 from thinkserve.errors import UsageError
 from thinkserve.eval.alpaca import package
 from thinkserve.eval.alpaca.folds import Folds, group_k_fold
+from thinkserve.eval.comparison import preference_of
 from thinkserve.eval.match import Match
 from thinkserve.eval.records import read_bytes
 
@@ -61,12 +62,6 @@ class HeadToHead:
     draws: int
     losses: int
     discrete_win_rate: float
-
-
-def preference_of(match: Match) -> float | None:
-    """How far the judge prefers the model, 0 to 1; None where there is no verdict."""
-    verdict = match.games[0].verdict if match.games else None
-    return None if verdict is None else verdict.preference
 
 
 def head_to_head(matches: Sequence[Match]) -> HeadToHead:

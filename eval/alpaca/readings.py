@@ -13,9 +13,10 @@ from typing import Any
 
 from thinkserve.errors import UsageError
 from thinkserve.eval.alpaca.folds import Folds
-from thinkserve.eval.alpaca.glm import LengthControl, head_to_head, length_control, preference_of
+from thinkserve.eval.alpaca.glm import LengthControl, head_to_head, length_control
 from thinkserve.eval.alpaca.published import CLOSE, published
 from thinkserve.eval.bench import Compat
+from thinkserve.eval.comparison import preference_of
 from thinkserve.eval.match import Match
 
 FOLDS: tuple[Folds, ...] = ("official", "stable")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from thinkserve.errors import UsageError
 from thinkserve.eval.alpaca.folds import Folds
-from thinkserve.eval.alpaca.glm import LengthControl, head_to_head, is_extreme, preference_of
+from thinkserve.eval.alpaca.glm import LengthControl, head_to_head, is_extreme
 from thinkserve.eval.alpaca.package import ANNOTATOR
 from thinkserve.eval.alpaca.readings import Readings
 from thinkserve.eval.bench import Compat
+from thinkserve.eval.comparison import preference_of
 from thinkserve.eval.match import Match
 from thinkserve.eval.scores import Group, Scores
 from thinkserve.eval.statistics import bootstrap_mean_ci, small_group_note, standard_error

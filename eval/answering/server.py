@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from thinkserve.errors import ThinkserveError
 from thinkserve.eval.answering.spec import EndpointSpec
-from thinkserve.eval.judging.connection import is_openai
+from thinkserve.eval.config import is_openai
 from thinkserve.thoughts import ThoughtFormat
 
 LIST_SECONDS = 30.0

@@ -36,6 +36,8 @@ class OfficialFiles(Protocol):
 class ArenaHardBench:
     """Arena-Hard v0.1 or v2.0."""
 
+    ensembles = True
+
     def __init__(self, version: Version, data: OfficialFiles) -> None:
         """Set up the bench; nothing is read yet.
 

@@ -342,22 +342,30 @@ def write_answers(
 
 
 def write_judgments(
-    path: Path, version: Version, instructions: Sequence[Instruction], judgments: Iterable[Judgment]
+    path: Path,
+    version: Version,
+    model: str,
+    judge: str,
+    matches: Iterable[Match],
+    judgments: Iterable[Judgment],
 ) -> None:
     """Write the judgment file of one judge about one model; packed if its name ends in `.gz`.
 
-    Of several judgments of the same game the last counts.
+    Args:
+        path: of the file.
+        version: of the bench.
+        model: its name.
+        judge: its name.
+        matches: of the model, with this judge's games alone. Those that were lost without a judge are written too.
+        judgments: what the judge said; of several judgments of the same game the last counts.
     """
-    by_id: dict[str, list[Judgment]] = {}
+    said: dict[str, dict[int, str]] = {}
     for judgment in judgments:
-        by_id.setdefault(judgment.id, []).append(judgment)
+        if judgment.raw is not None:
+            said.setdefault(judgment.id, {})[judgment.game] = judgment.raw
     _write(
         path,
-        (
-            judgment_row(version, instruction, by_id[instruction.id])
-            for instruction in instructions
-            if instruction.id in by_id
-        ),
+        (judgment_row(version, model, judge, match, said.get(match.instruction.id, {})) for match in matches),
     )
 
 

@@ -7,7 +7,7 @@ a field of its own: it is not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -17,7 +17,7 @@ from thinkserve.eval.arena.style import metadata_of, style_from
 from thinkserve.eval.arena.tokens import CountTokens
 from thinkserve.eval.arena.version import Version
 from thinkserve.eval.instruction import Instruction
-from thinkserve.eval.judgment import Judgment
+from thinkserve.eval.match import Match
 from thinkserve.eval.records import Record
 from thinkserve.thoughts import Response
 
@@ -174,28 +174,36 @@ def answer_row(
     }
 
 
-def judgment_row(version: Version, instruction: Instruction, games: Sequence[Judgment]) -> Mapping[str, Any]:
-    """A row of a judgment file, from the judgments of one judge about one match (at least one)."""
-    by_number = {judgment.game: judgment for judgment in games}
-    first = games[0]
-    stored = [_stored_game(version, by_number.get(number)) for number in range(GAMES)]
+def judgment_row(
+    version: Version, model: str, judge: str, match: Match, said: Mapping[int, str]
+) -> Mapping[str, Any]:
+    """A row of a judgment file: the games of a match as a judge decided them, or a forfeit did.
+
+    Args:
+        version: of the bench.
+        model: whose match it is.
+        judge: its name.
+        match: with the games of this judge alone.
+        said: from the number of a game to what the judge said; nothing of a forfeit.
+    """
+    labels = {played.game.number: played.verdict.label for played in match.games if played.verdict}
+    stored = [_stored_game(version, labels.get(number), said.get(number)) for number in range(GAMES)]
+    id = match.instruction.id
     if version == "v0.1":
-        return {"question_id": instruction.id, "model": first.model, "judge": first.judge, "games": stored}
+        return {"question_id": id, "model": model, "judge": judge, "games": stored}
     return {
-        "uid": instruction.id,
-        "category": instruction.categories["category"],
-        "judge": first.judge,
-        "model": first.model,
-        "baseline": first.baseline,
+        "uid": id,
+        "category": match.instruction.categories["category"],
+        "judge": judge,
+        "model": model,
+        "baseline": match.baseline_model,
         "games": stored,
     }
 
 
-def _stored_game(version: Version, judgment: Judgment | None) -> Mapping[str, Any] | None:
-    score = judgment.verdict.label if judgment and judgment.verdict else None
-    raw = judgment.raw if judgment and judgment.raw is not None else ""
+def _stored_game(version: Version, score: str | None, said: str | None) -> Mapping[str, Any] | None:
     if version == "v0.1":
-        return {"user_prompt": "", "judgment": raw, "score": score}
-    if judgment is None or (judgment.raw is None and score is None):
+        return {"user_prompt": "", "judgment": said or "", "score": score}
+    if score is None and said is None:
         return None
-    return {"score": score, "judgment": {"answer": raw}, "prompt": []}
+    return {"score": score, "judgment": {"answer": said or ""}, "prompt": []}

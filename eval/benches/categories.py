@@ -26,10 +26,10 @@ from thinkserve.eval.bench import Compat
 from thinkserve.eval.benches.file import read_rows, read_table
 from thinkserve.eval.benches.pairwise import PairwiseProtocol, score_pairwise
 from thinkserve.eval.data import EvalData
-from thinkserve.eval.instruction import Instruction, id_of
+from thinkserve.eval.instruction import TOPIC, Instruction, id_of
 from thinkserve.eval.match import Match
 from thinkserve.eval.scores import Scores
-from thinkserve.eval.topics import SCHEME, TOPICS, parse_topic, with_topics
+from thinkserve.eval.topics import TOPICS, parse_topic, with_topics
 
 INSTRUCTIONS = "categories/instructions"
 TOPICS_FILE = "categories/topics"
@@ -48,6 +48,7 @@ class CategoriesBench:
 
     name = "categories"
     official_judge = "gpt-4-1106-preview"
+    ensembles = True
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class CategoriesBench:
     @property
     def unsorted(self) -> tuple[Instruction, ...]:
         """Those whose topic is not known."""
-        return tuple(one for one in self.candidates if SCHEME not in one.categories)
+        return tuple(one for one in self.candidates if TOPIC not in one.categories)
 
     def with_topics(self, topics: Mapping[str, str]) -> CategoriesBench:
         """The same bench, knowing more topics; instructions that still have none are not asked.
@@ -97,8 +98,8 @@ class CategoriesBench:
         """
         members: dict[str, list[Instruction]] = {}
         for one in self.candidates:
-            if SCHEME in one.categories:
-                members.setdefault(one.categories[SCHEME], []).append(one)
+            if TOPIC in one.categories:
+                members.setdefault(one.categories[TOPIC], []).append(one)
         if not members:
             raise UsageError(
                 f"none of the {len(self.candidates)} instructions of --bench {self.name} has a topic; a model must sort "
@@ -132,14 +133,14 @@ class CategoriesBench:
             matches,
             seed=seed,
             compat=compat,
-            schemes=(SCHEME,),
+            schemes=(TOPIC,),
             notes=_notes(matches, self._per_topic),
         )
 
 
 def _notes(matches: Mapping[str, Sequence[Match]], per_topic: int) -> tuple[str, ...]:
     asked = {match.instruction.id: match.instruction for found in matches.values() for match in found}
-    counts = Counter(one.categories.get(SCHEME) for one in asked.values())
+    counts = Counter(one.categories.get(TOPIC) for one in asked.values())
     few = [f"{topic} ({counts[topic]})" for topic in TOPICS if 0 < counts[topic] < per_topic]
     none = [topic for topic in TOPICS if not counts[topic]]
     notes = [f"fewer than {per_topic} instructions: {', '.join(few)}"] if few else []
@@ -153,9 +154,9 @@ def _read(path: Path) -> tuple[Instruction, ...]:
         return _read_ultrafeedback(path)
     rows = read_rows(path)
     given = {
-        row.instruction.id: _topic(row.instruction.categories[SCHEME], f"{row.where}: field {SCHEME!r}")
+        row.instruction.id: _topic(row.instruction.categories[TOPIC], f"{row.where}: field {TOPIC!r}")
         for row in rows
-        if SCHEME in row.instruction.categories
+        if TOPIC in row.instruction.categories
     }
     return with_topics([row.instruction for row in rows], given)
 

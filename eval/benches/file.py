@@ -61,6 +61,7 @@ class FileBench:
     """
 
     official_judge = DEFAULT_JUDGE
+    ensembles = True
 
     def __init__(self, path: Path, *, games: Literal[1, 2] = 2, seed: int = 0) -> None:
         rows = read_rows(path)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import openai
+
+from thinkserve.eval.config import is_openai
 
 # Shorter than the 5 s after which uvicorn (so vLLM) closes an idle connection, perhaps just as a request is written.
 IDLE_SECONDS = 4.0
@@ -53,11 +54,6 @@ def connect(
     ):  # the package takes these from the environment, and would tell them to any server
         connection.organization = connection.project = None
     return connection
-
-
-def is_openai(url: str) -> bool:
-    """Whether a server is OpenAI's own, who alone gets what the environment has for OpenAI."""
-    return urlsplit(url).hostname == "api.openai.com"
 
 
 class Connection(openai.AsyncOpenAI):

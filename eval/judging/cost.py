@@ -44,16 +44,33 @@ def estimate(games: Iterable[PlannedGame], protocol: JudgeProtocol, model: str) 
         protocol: makes the requests.
         model: the judge's name at its server.
     """
-    calls = prompt = completion = 0
-    for planned in games:
-        pair = planned.pair
-        request = protocol.request(
-            pair.instruction, planned.game, pair.answer.response, pair.baseline.response
+    asked = (
+        protocol.request(
+            planned.pair.instruction,
+            planned.game,
+            planned.pair.answer.response,
+            planned.pair.baseline.response,
         )
-        if isinstance(request, JudgeRequest):
-            calls += 1
-            prompt += _prompt_tokens(request)
-            completion += _completion_tokens(request)
+        for planned in games
+    )
+    return estimate_requests((request for request in asked if isinstance(request, JudgeRequest)), model)
+
+
+def estimate_requests(
+    requests: Iterable[JudgeRequest], model: str, *, typical_completion: int = TYPICAL_COMPLETION_TOKENS
+) -> Estimate:
+    """What it will cost to ask a model.
+
+    Args:
+        requests: what it is asked.
+        model: its name at its server.
+        typical_completion: tokens of an answer, where its bound is not lower.
+    """
+    calls = prompt = completion = 0
+    for request in requests:
+        calls += 1
+        prompt += _prompt_tokens(request)
+        completion += _completion_tokens(request, typical_completion)
     price = price_of(model)
     dollars = None if price is None else (prompt * price.prompt + completion * price.completion) / 1e6
     return Estimate(calls, prompt, completion, dollars)
@@ -67,10 +84,10 @@ def _prompt_tokens(request: JudgeRequest) -> int:
     )
 
 
-def _completion_tokens(request: JudgeRequest) -> int:
+def _completion_tokens(request: JudgeRequest, typical: int) -> int:
     settings = request.settings
     most = settings.get("max_tokens", settings.get("max_completion_tokens"))
-    return min(most, TYPICAL_COMPLETION_TOKENS) if isinstance(most, int) else TYPICAL_COMPLETION_TOKENS
+    return min(most, typical) if isinstance(most, int) else typical
 
 
 def together(estimates: Iterable[Estimate]) -> Estimate:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from thinkserve.eval.judging.connection import is_openai
+from thinkserve.eval.config import is_openai
 
 # Parts of the messages of vLLM, OpenAI and others about this one request, however many others are fine.
 _ABOUT_ONE_REQUEST = re.compile(

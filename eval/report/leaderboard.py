@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from textwrap import wrap
 
@@ -16,7 +15,6 @@ from rich.text import Text
 
 from thinkserve.eval.report.categories import SCHEMES, scheme_title
 from thinkserve.eval.report.loading import read_runs
-from thinkserve.eval.report.markdown import escaped, scores_table
 from thinkserve.eval.report.metrics import (
     columns,
     headline_metric,
@@ -47,24 +45,6 @@ def leaderboard(folders: Sequence[Path]) -> RenderableType:
 def print_leaderboard(folders: Sequence[Path], console: Console) -> None:
     """Print it."""
     console.print(leaderboard(folders))
-
-
-def leaderboard_text(folders: Sequence[Path], width: int = 120) -> str:
-    """The leaderboard without colours, for files and mail."""
-    console = Console(file=StringIO(), width=width, no_color=True, force_terminal=False, highlight=False)
-    print_leaderboard(folders, console)
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue()
-
-
-def leaderboard_markdown(folders: Sequence[Path]) -> str:
-    """The leaderboard as Markdown tables."""
-    parts = []
-    for ranking in rank(read_runs(folders)):
-        parts.append(f"## {escaped(_title(ranking))}")
-        parts += [f"> {escaped(note)}" for note in _notes(ranking)]
-        parts.append(scores_table(ranking))
-    return "\n\n".join(parts) + "\n"
 
 
 def headline(scores: Scores) -> RenderableType:

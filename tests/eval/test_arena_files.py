@@ -27,6 +27,7 @@ from thinkserve.eval.arena.version import Version
 from thinkserve.eval.bench import Compat
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judgment import Judgment
+from thinkserve.eval.match import Game, Match, PlayedGame
 from thinkserve.thoughts import Response
 
 BASELINES = {"hard_prompt": "o3-mini-2025-01-31", "creative_writing": "gemini-2.0-flash-001"}
@@ -304,33 +305,33 @@ def test_written_files_are_read_as_they_were(
     assert not found.by_id["q2"].complete and found.by_id["q2"].style == Style(0, 0, 0, 0)
 
     baseline = "gpt-4-0314" if version == "v0.1" else "o3-mini-2025-01-31"
-    judgments = [
-        Judgment(
-            "k",
-            "q1",
-            0,
-            False,
-            "m",
+    games = Game(0, model_first=False), Game(1, model_first=True)
+    labels = {"q1": ("A>B", "A>>B"), "q2": ("A>>B", None)}
+    matches = [
+        Match(
+            instruction,
+            answers.by_id[instruction.id],
+            Answer(instruction.id, Response("5")),
             baseline,
-            "j",
-            "",
-            raw="first: [[A>B]]",
-            verdict=verdict_of("A>B", False),
-        ),
-        Judgment(
-            "k", "q1", 0, False, "m", baseline, "j", "", raw="so [[B<A]]", verdict=verdict_of("A>B", False)
-        ),
-        Judgment(
-            "k", "q1", 1, True, "m", baseline, "j", "", raw="[[A>>B]]", verdict=verdict_of("A>>B", True)
-        ),
-        Judgment("k", "q2", 0, False, "m", baseline, "j", "", verdict=verdict_of("A>>B", False)),
+            tuple(
+                PlayedGame(game, "j", None if label is None else verdict_of(label, game.model_first))
+                for game, label in zip(games, labels[instruction.id], strict=True)
+            ),
+        )
+        for instruction in instructions
+        if instruction.id in labels
+    ]
+    judgments = [
+        Judgment("k", "q1", 0, False, "m", baseline, "j", "", raw="first: [[A>B]]"),
+        Judgment("k", "q1", 0, False, "m", baseline, "j", "", raw="so [[B<A]]"),
+        Judgment("k", "q1", 1, True, "m", baseline, "j", "", raw="[[A>>B]]"),
         Judgment("k", "q2", 1, True, "m", baseline, "j", "", failure="timeout"),
     ]
     path = tmp_path / f"judgments{ending}"
-    write_judgments(path, version, instructions, judgments)
+    write_judgments(path, version, "m", "j", matches, judgments)
     for compat in COMPATS:
-        matches = read_matches(version, instructions, [], [], [path], compat=compat)
-        assert preferences(matches) == {"q1": [0.0, 1.0], "q2": [0.0, None]}
+        found_matches = read_matches(version, instructions, [], [], [path], compat=compat)
+        assert preferences(found_matches) == {"q1": [0.0, 1.0], "q2": [0.0, None]}
     raw = gzip.decompress(path.read_bytes()) if ending.endswith(".gz") else path.read_bytes()
     assert b"so [[B<A]]" in raw and b"first" not in raw
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -193,6 +194,51 @@ async def test_answers_and_judgments_are_written_in_the_official_formats_and_sco
     assert ours["n"] > 0
 
 
+@needs_data
+@pytest.mark.parametrize("bench", ["arena-hard-v0.1", "arena-hard"])
+async def test_what_was_lost_without_a_judge_is_in_the_official_files_too(tmp_path: Path, bench: str) -> None:
+    """Every third output has no response. A row that is missing would make the model better by that third."""
+    version = "v0.1" if bench == "arena-hard-v0.1" else "v2.0"
+    with gzip.open(DATA / f"arena_hard_{version}" / "question.jsonl.gz", "rt", encoding="utf-8") as file:
+        asked = [
+            question for line in file if (question := json.loads(line)).get("subcategory") in (None, "math")
+        ]
+    rows = [
+        {
+            "id": one.get("uid") or one["question_id"],
+            "model": "m",
+            "response": "four" if at % 3 else "",
+            "complete": at % 3 > 0,
+        }
+        for at, one in enumerate(asked)
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ("--category", "math", "--limit", 30) if version == "v2.0" else ("--limit", 30)
+    async with scripted_judge(verdict) as judge:
+        run = await asyncio.to_thread(
+            thinkserve,
+            *("eval", "--bench", bench, "--data", DATA, "--out", tmp_path / "run", *few),
+            *(
+                "--model",
+                f"answers:{tmp_path}/m.jsonl",
+                "--judge",
+                f"{judge.url.removesuffix('/v1')}#scripted",
+            ),
+        )
+    assert run.returncode == 0, run.stderr
+    official = tmp_path / "run" / "official"
+    again = thinkserve(
+        *("score", "--bench", bench, "--data", DATA, "--out", tmp_path / "again"),
+        *("--answers", official / "model_answer" / "m.jsonl"),
+        *("--judgments", official / "model_judgment" / "scripted" / "m.jsonl"),
+    )
+    assert again.returncode == 0, again.stderr
+    ours, theirs = (scores_of(tmp_path / name)["models"]["m"] for name in ("run", "again"))
+    assert 0 < ours["forfeits"] < ours["n"] == 30
+    for key in ("n", "forfeits", "score", "ci", "win_rate"):
+        assert ours[key] == pytest.approx(theirs[key]), key
+
+
 WRONG = [
     (("eval", "--bench", "nothing"), "--bench 'nothing' is no benchmark and no file; choose alpaca-eval"),
     (("eval", "--bench", "pocket", "--judge", "http://127.0.0.1:9#x"), "pocket is judged by rule; leave --judge out"),
@@ -200,6 +246,7 @@ WRONG = [
     (("eval", "--bench", "pocket", "--model", "./none"), "'./none': there is no such checkpoint"),
     (("eval", "--bench", "pocket", "--data", "/none", "--category", "x", "--model", "pocket"), "--category 'x': pocket has add"),
     (("eval", "--bench", "arena-hard-v0.1", "--data", DATA, "--model", "pocket"), "OPENAI_API_KEY is not set"),
+    (("eval", "--bench", "alpaca-eval", "--data", DATA, "--model", "pocket", "--judge", "http://127.0.0.1:9#a", "--judge", "http://127.0.0.1:9#b"), "alpaca-eval takes one judge"),
     (("eval", "--bench", "alpaca-eval", "--data", "/none"), "--data /none: there is no such folder"),
     (("eval", "--bench", "arena-hard-v0.1", "--data", DATA, "--judge", "rule", "--model", "pocket"), "--judge rule is for the pocket bench"),
 ]  # fmt: skip

@@ -90,6 +90,7 @@ class PocketBench:
 
     name = "pocket"
     official_judge = None
+    ensembles = False
 
     def __init__(self, count: int = INSTRUCTIONS, seed: int = 0) -> None:
         """Draw the instructions; the first ones of a seed are the same for any count.
