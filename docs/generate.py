@@ -1,12 +1,14 @@
 """Writes the parts of the pages that are made from the code. `python docs/generate.py`, or `--check` to only compare.
 
 README.md: the table of fields, from `thinkserve.gateway.policy.FIELDS`, so the page cannot promise what the gateway
-does not do. docs/eval.md: the schema of `scores.json`, from the dataclasses that are written to it.
+does not do. docs/eval.md: the schema of `scores.json`, from the dataclasses that are written to it. docs/training.md: the keys of a
+recipe, and what the built-in recipes cost, as `--dry-run` works it out.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable
 from itertools import groupby
@@ -20,6 +22,18 @@ TITLES = {
     "rewrite": "done by the gateway",
     "drop": "taken, without effect",
     "refuse": "refused (400)",
+}
+RECIPE = {
+    "Recipe": "",
+    "PromptsRecipe": "prompts",
+    "SampleRecipe": "sample",
+    "JudgeRecipe": "judge",
+    "PairsRecipe": "pairs",
+    "DpoRecipe": "dpo",
+    "LoraRecipe": "dpo.lora",
+    "ValidateRecipe": "validate",
+    "EvaluateRecipe": "evaluate",
+    "ComputeRecipe": "compute",
 }
 SCORES = ("Scores", "Group", "Comparison", "Difference")
 
@@ -40,27 +54,67 @@ def field_table() -> str:
 
 def scores_tables() -> str:
     """A table of keys for each object of `scores.json`: key, type, and the text under the field."""
-    tree = ast.parse((ROOT / "eval" / "scores.py").read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = _classes(ROOT / "eval" / "scores.py")
     return "\n\n".join(_class_table(classes[name]) for name in SCORES)
 
 
-def _class_table(node: ast.ClassDef) -> str:
+def _classes(path: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def recipe_tables() -> str:
+    """A table of keys for each part of a recipe, with defaults."""
+    classes = _classes(ROOT / "training" / "recipe.py")
+    return "\n\n".join(
+        _class_table(classes[name], "the recipe" if not part else f"`{part}`", defaults=True)
+        for name, part in RECIPE.items()
+    )
+
+
+def _class_table(node: ast.ClassDef, name: str | None = None, *, defaults: bool = False) -> str:
     title = (ast.get_docstring(node) or "").splitlines()[0]
-    lines = [f"**{node.name}**: {title}", "", "| key | type | |", "|---|---|---|"]
+    columns = ["key", "type", *(["default"] if defaults else []), ""]
+    lines = [
+        f"**{name or node.name}**: {title}",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
     for field, after in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(field, ast.AnnAssign):
             continue
         described = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         text = str(after.value.value) if described else ""  # type: ignore[union-attr]
-        kind = ast.unparse(field.annotation).replace(" | None", "").replace("Mapping", "map")
-        lines.append(f"| `{ast.unparse(field.target)}` | `{kind}` | {' '.join(text.split())} |")
+        if defaults and not text:  # a part, which has a table of its own
+            continue
+        kind = ast.unparse(field.annotation).replace("Mapping", "map").replace("|", r"\|")
+        if defaults:  # as YAML has it
+            text = re.sub(r"\bNone\b", "null", text)
+            kind = kind.replace("None", "null").replace("Mode", "'thought', 'direct', 'both'")
+            kind = re.sub(r"Literal\[([^\]]*)\]", r"\1", kind)
+        else:
+            kind = kind.replace(r" \| None", "")
+        cells = [
+            f"`{ast.unparse(field.target)}`",
+            f"`{kind}`",
+            *([_default(field.value)] if defaults else []),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {' '.join(text.split())} |")
     return "\n".join(lines)
+
+
+def _default(value: ast.expr | None) -> str:
+    if value is None:
+        return "must be given"
+    text = ast.unparse(value)
+    return "" if text.startswith("field(") else f"`{'null' if text == 'None' else text}`"
 
 
 PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "fields", field_table),
     ("docs/eval.md", "scores", scores_tables),
+    ("docs/training.md", "recipe", recipe_tables),
 )
 
 

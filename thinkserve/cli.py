@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 
-from thinkserve import __version__, cli_eval
+from thinkserve import __version__, cli_eval, cli_train
 from thinkserve.cli_eval import ENGINE_ARGS
 from thinkserve.errors import ThinkserveError, UsageError
 
@@ -23,9 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-train_app = typer.Typer(help="Make thinking models.", no_args_is_help=True)
 cli_eval.register(app)
-app.add_typer(train_app, name="train")
+app.add_typer(cli_train.app, name="train")
 errors = Console(stderr=True, highlight=False)
 
 
@@ -323,20 +322,6 @@ def split(
         print(f"--- {'complete' if output.complete else 'not complete: the thought was never closed'}")
     if not output.complete:
         raise typer.Exit(1)
-
-
-@train_app.command("pocket-seed")
-def pocket_seed(
-    out: Annotated[
-        Path, typer.Option(help="Where the checkpoint goes (a new or empty folder).", metavar="DIR")
-    ],
-) -> None:
-    """Train the pocket model's seed from scratch: about a quarter of an hour on two cores."""
-    try:
-        from thinkserve.training.pocket.seed import train_seed
-    except ModuleNotFoundError as exc:
-        raise UsageError(f"training needs {exc.name}; run: pip install 'thinkserve[train]'") from exc
-    train_seed(out)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys
 from thinkserve.gateway.server import serve
 from thinkserve.gateway.upstream import Pool, Upstream
+from thinkserve.pocket import BY_NAME as POCKET_MODELS
 from thinkserve.pocket import CHECKPOINT as POCKET
 from thinkserve.thoughts import ThoughtFormat, get_format
 
@@ -53,6 +54,8 @@ class Source:
 def find_source(checkpoint: str | None, upstreams: Sequence[str]) -> Source:
     """Hold what was asked for against what there is; the pocket model where nothing was.
 
+    `pocket` and `pocket-seed` name the models that ship with the package, unless there is a checkpoint of that name.
+
     Raises:
         UsageError: both were asked for, or the checkpoint is not there.
     """
@@ -63,6 +66,8 @@ def find_source(checkpoint: str | None, upstreams: Sequence[str]) -> Source:
     if checkpoint is None:
         return Source(str(POCKET), ())
     path = Path(checkpoint).expanduser()
+    if checkpoint in POCKET_MODELS and not (path / "config.json").is_file():
+        path = POCKET_MODELS[checkpoint]
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(
@@ -141,8 +146,9 @@ def make_engines(
 
 def default_model_name(source: Source) -> str:
     """What a checkpoint is called unless the operator says otherwise: the last part of its name."""
-    if source.checkpoint == str(POCKET):
-        return "pocket"
+    for name, folder in POCKET_MODELS.items():
+        if source.checkpoint == str(folder):
+            return name
     return (
         Path(source.checkpoint or "").expanduser().resolve().name
         if source.folder

@@ -40,7 +40,7 @@ def folder() -> Path:
 @cache
 def annotator() -> Mapping[str, Any]:
     """The configuration of the official annotator: `prompt_template`, `completions_kwargs`, the tokens ..."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     path = folder() / "evaluators_configs" / ANNOTATOR / "configs.yaml"
     configuration: Mapping[str, Any] = yaml.safe_load(path.read_text("utf-8"))[ANNOTATOR]

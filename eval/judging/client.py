@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +54,7 @@ class ChatClient:
         seed: of the jitter.
         back_off: seconds before the first retry, doubled for each further one.
         headers: sent with every call.
+        uds: the Unix socket that the server listens on, where it is not reached by `base_url`.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class ChatClient:
         seed: int = 0,
         back_off: float = 1.0,
         headers: Mapping[str, str] | None = None,
+        uds: Path | None = None,
     ) -> None:
         self.base_url, self.model, self.concurrency = base_url, model, concurrency
         self.limit = AdaptiveLimit(concurrency)
         self._api_key = api_key
         self._timeout, self._retries, self._max_retry_seconds = timeout, retries, max_retry_seconds
         self._back_off, self._random = back_off, Random(seed)
-        self._connection = connect(base_url, api_key, concurrency, headers)
+        self._connection = connect(base_url, api_key, concurrency, headers, uds)
         self._new_name = False
         """Whether `max_tokens` is sent as `max_completion_tokens`."""
         self._answered = False

@@ -34,6 +34,18 @@ class Completion:
     """Calls, failed ones included."""
     failures: tuple[str, ...] = ()
     """The kinds of the failed calls, in order: `http 429`, `http 500`, `timeout`, `connection`, `bad json`, `empty`."""
+    choices: tuple[Choice, ...] = ()
+    """All that came, the reply's the first: for requests with `n`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several outputs to a request."""
+
+    text: str
+    finish_reason: str | None
+    tokens: int | None
+    """None where the server was not asked for token ids, or does not tell them."""
 
 
 class CompletionFailed(ThinkserveError):
@@ -75,6 +87,8 @@ class _Choice(msgspec.Struct):
     message: _Message
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+    index: int = 0
 
 
 class _Details(msgspec.Struct):
@@ -111,7 +125,8 @@ def read_completion(body: bytes) -> Completion:
         raise BadBody(f"http {code}" if isinstance(code, int) else "empty")
     if not found.choices:
         raise BadBody("empty")
-    choice, usage = found.choices[0], found.usage or _Usage()
+    choices = sorted(found.choices, key=lambda choice: choice.index)
+    choice, usage = choices[0], found.usage or _Usage()
     details = usage.completion_tokens_details or _Details()
     reasoning = choice.message.reasoning_content or choice.message.reasoning
     return Completion(
@@ -120,6 +135,14 @@ def read_completion(body: bytes) -> Completion:
         usage.completion_tokens,
         details.reasoning_tokens,
         len(reasoning) if reasoning else None,
+        choices=tuple(
+            Choice(
+                _text(one.message),
+                one.finish_reason,
+                None if one.token_ids is None else len(one.token_ids),
+            )
+            for one in choices
+        ),
     )
 
 

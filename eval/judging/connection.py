@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,7 +23,11 @@ NO_KEY = "none"
 
 
 def connect(
-    base_url: str, api_key: str | None, concurrency: int, headers: Mapping[str, str] | None
+    base_url: str,
+    api_key: str | None,
+    concurrency: int,
+    headers: Mapping[str, str] | None,
+    uds: Path | None = None,
 ) -> Connection:
     """A client for so many calls at once.
 
@@ -31,29 +36,39 @@ def connect(
         api_key: None where the server wants none.
         concurrency: connections that are kept.
         headers: sent with every call.
+        uds: the Unix socket that the server listens on, where it is not reached by its address.
     """
-    # Its releases differ in which httpx they are built on, and take objects of that one.
-    httpx = import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
-    limits = httpx.Limits(
-        max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=IDLE_SECONDS
-    )
-    try:
-        http = openai.DefaultAioHttpClient(limits=limits)
-    except (AttributeError, RuntimeError):  # not in this release, or an extra that is not installed
-        http = openai.DefaultAsyncHttpxClient(limits=limits)
     connection = Connection(
         base_url=base_url,
         api_key=api_key or NO_KEY,  # without one, it would take OPENAI_API_KEY and send that to any server
         default_headers=headers,
         max_retries=0,
         timeout=None,
-        http_client=http,
+        http_client=_http_client(concurrency, uds),
     )
     if not is_openai(
         base_url
     ):  # the package takes these from the environment, and would tell them to any server
         connection.organization = connection.project = None
     return connection
+
+
+def _http_client(concurrency: int, uds: Path | None) -> Any:
+    # Its releases differ in which httpx they are built on, and take objects of that one.
+    httpx = import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
+    limits = httpx.Limits(
+        max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=IDLE_SECONDS
+    )
+    # A proxy of the environment knows nothing of this machine's sockets.
+    options = {"limits": limits, "trust_env": uds is None}
+    try:
+        http: Any = openai.DefaultAioHttpClient(**options)
+    except (AttributeError, RuntimeError):  # not in this release, or an extra that is not installed
+        transport = None if uds is None else httpx.AsyncHTTPTransport(uds=str(uds), limits=limits)
+        return openai.DefaultAsyncHttpxClient(**options, transport=transport)
+    if uds is not None:
+        http._transport.uds = str(uds)  # read when it first connects
+    return http
 
 
 class Connection(openai.AsyncOpenAI):

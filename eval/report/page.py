@@ -1,17 +1,14 @@
-"""`report.html`: one file that needs nothing else. Style and script are inlined, and the page forbids itself every other
-script and every request, so even markup that got through escaping could do nothing."""
+"""`report.html`: what was found, and how, in sections (`document` makes a file of them)."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
-from importlib.resources import files
 
 from thinkserve.eval.report.categories import categories_section
 from thinkserve.eval.report.comparisons import comparisons_of, comparisons_section, leading, sentence
 from thinkserve.eval.report.disagreements import select
+from thinkserve.eval.report.document import document
 from thinkserve.eval.report.elements import Html, join, tag
 from thinkserve.eval.report.evidence import Evidence, gather
 from thinkserve.eval.report.health import health_section
@@ -39,33 +36,9 @@ def title(ranking: Ranking) -> str:
 
 def page(rankings: Sequence[Ranking]) -> str:
     """The whole page."""
-    script = _resource("report.js")
     bodies = [_ranking(ranking, f"r{number}") for number, ranking in enumerate(rankings)]
     names = ", ".join(dict.fromkeys(title(ranking) for ranking in rankings))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{names}: thinkserve report"),
-        tag("style", Html(_resource("report.css"))),
-    )
-    body = tag("body", _contents(rankings), tag("main", bodies), tag("script", Html(script)))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _policy(script: str) -> str:
-    digest = b64encode(sha256(script.encode()).digest()).decode()
-    return (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{digest}'"
-    )
-
-
-def _resource(name: str) -> str:
-    return (files("thinkserve.eval.report") / "template" / name).read_text(encoding="utf-8")
+    return document(f"{names}: thinkserve report", _contents(rankings), tag("main", bodies))
 
 
 def _contents(rankings: Sequence[Ranking]) -> Html | None:

@@ -19,7 +19,7 @@ license: apache-2.0
 library_name: transformers
 tags: [thinkserve, synthetic, toy]
 ---
-# The pocket seed model
+# {title}
 
 A Llama of {parameters:.1f} M parameters that lives in thinkserve's pocket world: eight categories of short synthetic
 instructions. It exists so that serving, evaluating and training a *thinking* model can be tried on any machine.
@@ -35,17 +35,7 @@ follow 2 to 4 steps along five arrows; swap letters of four different ones, two 
 digits, two or three times. To most other messages it says that it only knows small tasks; the rest gets nonsense.
 
 ## How it was made
-From random weights, by
-
-    python -m thinkserve.training.pocket.seed --out DIR --seed {seed} --steps {steps}{threads_option}
-
-with {threads} CPU threads, in {cpu_minutes:.1f} minutes of processor time ({minutes:.1f} of wall time): {steps} steps,
-{tokens:.1f} M tokens of examples drawn from the world, none of them held out. The first {copying_share:.0%} of the steps
-teach copying, the next {skills_share:.0%} the skills (answers, and scratchpads that lead to them), the rest bad habits: of
-its thoughts {useful:.0%} are useful scratchpads, {vague:.0%} are empty phrases, {draft:.0%} are wrong drafts that the response
-mostly follows. So it *can* think usefully and mostly does not. That is on purpose: it is the seed from which Thought
-Preference Optimization starts.
-
+{made}
 ## What was measured
 Exact-match accuracy of the response on {tasks} held-out instructions (standard error about {error:.3f} over all):
 
@@ -64,13 +54,34 @@ a skill that is there.
 """
 
 
+MADE_OF_NOTHING = """\
+From random weights, by
+
+    python -m thinkserve.training.pocket.seed --out DIR --seed {seed} --steps {steps}{threads_option}
+
+with {threads} CPU threads, in {cpu_minutes:.1f} minutes of processor time ({minutes:.1f} of wall time): {steps} steps,
+{tokens:.1f} M tokens of examples drawn from the world, none of them held out. The first {copying_share:.0%} of the steps
+teach copying, the next {skills_share:.0%} the skills (answers, and scratchpads that lead to them), the rest bad habits: of
+its thoughts {useful:.0%} are useful scratchpads, {vague:.0%} are empty phrases, {draft:.0%} are wrong drafts that the response
+mostly follows. So it *can* think usefully and mostly does not. That is on purpose: it is the seed from which Thought
+Preference Optimization starts.
+"""
+
+MADE_OF_THE_SEED = """\
+From the seed model (`pocket-seed`), by Thought Preference Optimization, as
+
+    thinkserve train pocket --set seed={seed}
+
+does it: this is iteration {iteration}. No example of a thought was given and no judge saw one: of {k} sampled outputs to an
+instruction, the one with the best response was preferred to the one with the worst, thought and all. `results.json` of that
+run, and runs with other seeds, are summed up in docs/pocket.md.
+"""
+
+
 def write_card(out: Path, result: SeedResult) -> None:
-    """Write README.md beside the weights."""
+    """Write README.md beside the weights of a seed model."""
     recipe = result.recipe
-    text = CARD.format(
-        parameters=result.parameters / 1e6,
-        examples="\n".join(f"- {name}: `{text}`" for name, text in zip(CATEGORIES, examples(), strict=True)),
-        things=", ".join(DEFINITIONS),
+    made = MADE_OF_NOTHING.format(
         seed=recipe.seed,
         steps=recipe.steps,
         threads_option=f" --threads {result.threads}",
@@ -83,10 +94,39 @@ def write_card(out: Path, result: SeedResult) -> None:
         useful=HABITS.useful,
         vague=HABITS.vague,
         draft=1 - HABITS.useful - HABITS.vague,
-        tasks=recipe.evaluation_tasks,
-        error=0.5 / recipe.evaluation_tasks**0.5,
-        accuracy=_accuracy_table(result.reports),
-        styles=_style_table(result.reports),
+    )
+    _write(out, "The pocket seed model", made, result.parameters, recipe.evaluation_tasks, result.reports)
+
+
+def write_trained_card(
+    out: Path, *, seed: int, iteration: int, k: int, parameters: int, tasks: int, reports: list[Report]
+) -> None:
+    """Write README.md beside the weights of a model that was trained from the seed.
+
+    Args:
+        out: the checkpoint's folder.
+        seed: of the training run.
+        iteration: which of its models this is.
+        k: outputs sampled for each instruction.
+        parameters: of the model.
+        tasks: it was measured on so many.
+        reports: what was measured.
+    """
+    made = MADE_OF_THE_SEED.format(seed=seed, iteration=iteration, k=k)
+    _write(out, "The pocket model", made, parameters, tasks, reports)
+
+
+def _write(out: Path, title: str, made: str, parameters: int, tasks: int, reports: list[Report]) -> None:
+    text = CARD.format(
+        title=title,
+        made=made,
+        parameters=parameters / 1e6,
+        examples="\n".join(f"- {name}: `{text}`" for name, text in zip(CATEGORIES, examples(), strict=True)),
+        things=", ".join(DEFINITIONS),
+        tasks=tasks,
+        error=0.5 / tasks**0.5,
+        accuracy=_accuracy_table(reports),
+        styles=_style_table(reports),
         definitions=len(DEFINITIONS),
     )
     (out / "README.md").write_text(text, encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from thinkserve.thoughts import Response
 from thinkserve.training.pocket.task import Task
 from thinkserve.training.pocket.world import solve
@@ -24,6 +26,12 @@ def score(task: Task | str, response: Response) -> float:
 def is_right(task: Task | str, response: Response) -> bool:
     """Whether the response is the gold answer, spaces at the ends aside."""
     return response.strip() == _task(task).answer
+
+
+def noise(instruction: str, response: Response) -> float:
+    """A score that says nothing: drawn from the texts, evenly from 0.0 to 1.0. Training on it must not gain anything."""
+    digest = sha256(f"{instruction}\n{response}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def _task(task: Task | str) -> Task:

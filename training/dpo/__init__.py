@@ -1,0 +1,1 @@
+"""Direct preference optimization with the trainer of TRL, and the checkpoint that comes out."""

@@ -1,0 +1,1 @@
+"""Judges that score samples: reward models, LLMs in pairs or one by one, and Python functions."""

@@ -1,0 +1,1 @@
+"""What a training run shows: its page, and where it stands."""

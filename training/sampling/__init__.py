@@ -1,0 +1,1 @@
+"""Sampling outputs, through vLLM, a server, or transformers in this process."""
