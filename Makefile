@@ -3,6 +3,7 @@
 # make lint    ruff and mypy strict
 # make bench   the gateway against a bare pass-through, the splitter against vLLM's parser, the engines
 # make bench-eval DATA=DIR   scoring AlpacaEval and Arena-Hard beside the originals' methods, over the official files
+# make bench-train   sampling, judging and DPO beside the bare libraries
 # make format  let ruff rewrite the code
 #
 # Everything lives in .venv. Only Python 3.11+, make and git are needed; PYTHON=python3.12 chooses another Python.
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint bench bench-eval format clean
+.PHONY: serve test lint bench bench-eval bench-train format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/thinkserve serve $(ARGS)
@@ -33,6 +34,9 @@ bench: $(VENV)/.test
 bench-eval: $(VENV)/.test
 	$(BIN)/python benchmarks/alpaca_scoring.py --data $(DATA)
 	$(BIN)/python benchmarks/arena_scoring.py --data $(DATA)
+
+bench-train: $(VENV)/.test
+	$(BIN)/python benchmarks/training.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

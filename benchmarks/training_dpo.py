@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def main() -> int:
             out = Path(folder) / "out"
             shutil.rmtree(out, ignore_errors=True)
             work, some = (stage if name == "stage" else bare), (pairs[:16] if name == "warm-up" else pairs)
-            found = measure(lambda work=work, some=some, out=out: work(model, some, out, recipe))
+            found = measure(partial(work, model, some, out, recipe))
             if name != "warm-up":
                 best[name] = fastest(best.get(name, found), found)
     return report(best, tokens, bf16=options.bf16)

@@ -35,7 +35,7 @@ from thinkserve.training.pocket.tokenizer import build_tokenizer
 from thinkserve.training.recipe import JudgeRecipe
 
 GATE = 0.9
-ROUNDS = 7
+ROUNDS = 5
 GROUPS, K = 150, 8
 BATCH_TOKENS = 4096
 

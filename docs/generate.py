@@ -15,6 +15,8 @@ from itertools import groupby
 from pathlib import Path
 
 from thinkserve.gateway.policy import FIELDS
+from thinkserve.training.plan import plan
+from thinkserve.training.recipe_file import find_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -35,6 +37,13 @@ RECIPE = {
     "EvaluateRecipe": "evaluate",
     "ComputeRecipe": "compute",
 }
+COSTS = (
+    ("tpo-llama3-8b", "thought"),
+    ("tpo-llama3-8b", "both"),
+    ("tpo-llama3-8b-pairwise", "thought"),
+    ("tpo-small-gpu", "thought"),
+    ("tpo-small-gpu", "both"),
+)
 SCORES = ("Scores", "Group", "Comparison", "Difference")
 
 
@@ -70,6 +79,29 @@ def recipe_tables() -> str:
         _class_table(classes[name], "the recipe" if not part else f"`{part}`", defaults=True)
         for name, part in RECIPE.items()
     )
+
+
+def costs_table() -> str:
+    """What the built-in recipes for real models take, as `--dry-run` works it out."""
+    lines = [
+        "| recipe | outputs sampled | judge calls | tokens read | tokens written | tokens trained on | GPU hours (H100) | "
+        + "disk at most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, mode in COSTS:
+        planned = plan(load_recipe(find_recipe(name), [f"mode={mode}"]))
+        total, disk = planned.total, planned.disk_bytes
+        millions = (total.read_tokens, total.written_tokens, total.trained_tokens)
+        cells = [
+            f"`{name}`, {mode}",
+            f"{total.outputs:,}",
+            f"{total.judge_calls:,}",
+            *(f"{tokens / 1e6:,.0f} M" for tokens in millions),
+            "unknown" if total.gpu_hours is None else f"{total.gpu_hours:,.1f}",
+            "unknown" if disk is None else f"{disk / 1e9:,.0f} GB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _class_table(node: ast.ClassDef, name: str | None = None, *, defaults: bool = False) -> str:
@@ -115,6 +147,7 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "fields", field_table),
     ("docs/eval.md", "scores", scores_tables),
     ("docs/training.md", "recipe", recipe_tables),
+    ("docs/training.md", "costs", costs_table),
 )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,22 +133,23 @@ def _run(recipe: Recipe, out: Path, stage: Stage | None, console: Console) -> No
     from thinkserve.training.report.status import show_status
 
     console.print(f"{recipe.name}: {' and '.join(recipe.arms)}, {recipe.iterations} iterations, in {out}")
-    with _Steps(console) as steps:
-        train(recipe, out, only=stage, tell=steps.tell)
+    try:
+        with _Steps(console) as steps:
+            train(recipe, out, only=stage, tell=steps.tell)
+    except (KeyboardInterrupt, asyncio.CancelledError) as stopped:
+        console.print(f"stopped; what is finished is kept in {out}: run the same again to go on", soft_wrap=True)
+        by = signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM
+        raise typer.Exit(128 + by) from None
     show_status(out, console)
     console.print(f"report: {write_report(out)}", soft_wrap=True)
 
 
 class _Steps:
-    """Tells of steps as they begin and end; while they run, of how far they are.
-
-    On a terminal the running steps are a line that changes; in a log, a line a minute.
-    """
+    """Tells of steps as they end; on a terminal, a line that changes has those that run. How far these are tells `status`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._running: dict[str, str] = {}
-        self._ended = threading.Event()
         self._status = console.status("") if console.is_terminal else None
 
     def tell(self, step: Step, marker: Mapping[str, Any] | None) -> None:

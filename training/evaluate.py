@@ -56,13 +56,15 @@ async def _run(context: StageContext) -> Mapping[str, Any]:
     generated = await measuring.generate(
         context, context.model, instructions, wanted, arm=context.arm, counted=found
     )
-    async with open_judge(
-        recipe.evaluate.judge or recipe.judge, cache=folder.judgments, seed=recipe.seed
-    ) as judge:
+    asked = recipe.evaluate.judge or recipe.judge
+    async with open_judge(asked, cache=folder.judgments, seed=recipe.seed) as judge:
         for name in DECODINGS:
             outputs = generated[drafts[name]]
-            log = _log(folder.evaluation(name), "scores")
-            scores = await measuring.score(context, judge, instructions, outputs, log)
+            scores: dict[str, float | None] = dict.fromkeys(outputs)
+            # A pairwise judge says nothing of one response alone.
+            if asked.kind != "pairwise":
+                log = _log(folder.evaluation(name), "scores")
+                scores = await measuring.score(context, judge, instructions, outputs, log)
             values = {id: accuracy(outputs[id], score, recipe.evaluate) for id, score in scores.items()}
             if recipe.evaluate.metric == "win_rate":
                 baseline = measuring.read_outputs(context.run.baseline(name), instructions)

@@ -50,17 +50,26 @@ def train(
 
     Raises:
         UsageError: the folder belongs to another recipe or to a run that is at work, or the recipe cannot be run.
-        ThinkserveError: a stage failed; the message is its own, and running again goes on from there.
+        ThinkserveError: a stage failed (the message is its own), or the folder cannot be written to; running again goes
+            on from there.
+        KeyboardInterrupt: Ctrl-C; the stages have been ended.
+        asyncio.CancelledError: the same by SIGTERM.
     """
     _check(recipe)
     run = TrainFolder(out, recipe.mode)
     _check_folder(run, recipe)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        # What changes no result may have changed.
-        write_whole(run.recipe, dump_recipe(recipe).encode())
-        asyncio.run(_Loop(run, recipe, tell).run(only))
-        write_results(run, recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            # What changes no result may have changed.
+            write_whole(run.recipe, dump_recipe(recipe).encode())
+            asyncio.run(_Loop(run, recipe, tell).run(only))
+            write_results(run, recipe)
+    except OSError as exc:
+        raise ThinkserveError(
+            f"{exc.filename or out}: {exc.strerror or exc}; give another --out, or mend that (free some space) and run "
+            "again: what is finished is kept"
+        ) from exc
     return run
 
 
@@ -70,6 +79,12 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(
             f"mode: {recipe.mode} has a direct arm, and in the thought format {format.name!r} a model thinks without being "
             "asked; use mode: thought, or a thought_format with a prompt"
+        )
+    if recipe.mode == "both" and format.prompt is None:
+        raise UsageError(
+            f"mode: both compares models that are asked to think with models that are not, and the thought format "
+            f"{format.name!r} has no prompt that asks: both arms would be the same; use a thought_format with a prompt, or "
+            "mode: thought"
         )
     if recipe.evaluate.metric == "win_rate" and format.prompt is None and not format.allows_direct:
         raise UsageError(
@@ -130,7 +145,7 @@ class _Loop:
                 async with asyncio.TaskGroup() as group:
                     for arm in self._recipe.arms:
                         group.create_task(self._run_arm(arm), name=arm)
-            except* ThinkserveError as failed:
+            except* (ThinkserveError, OSError) as failed:
                 raise failed.exceptions[0] from None
         else:
             for arm in self._recipe.arms:

@@ -16,7 +16,7 @@ from thinkserve.thoughts import Response
 from thinkserve.training import records
 from thinkserve.training.judges.collect import score_groups
 from thinkserve.training.judges.judge import Group, Judge
-from thinkserve.training.models import format_of, resolve
+from thinkserve.training.models import format_of, resolve, revision_of
 from thinkserve.training.recipe import Arm
 from thinkserve.training.records import CutOutput, OutputRecord
 from thinkserve.training.sampling.collect import generate_all
@@ -51,14 +51,14 @@ async def generate(
     missing = {path: sampling for path, sampling in wanted.items() if not path.exists()}
     if missing:
         recipe = context.recipe
-        format, count = format_of(recipe), token_counter(model)
+        format, count = format_of(recipe), token_counter(model, revision_of(recipe, model))
         async with open_generator(
             recipe.sample,
             resolve(model),
             threads=recipe.compute.threads,
             chat_template=recipe.chat_template,
             format=format,
-            revision=recipe.revision,
+            revision=revision_of(recipe, model),
         ) as generator:
             for path, sampling in missing.items():
                 # The same seeds for all models that are compared: what differs is the model.

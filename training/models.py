@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from thinkserve.errors import UsageError
 from thinkserve.pocket import BY_NAME
 from thinkserve.serve import find_format, find_source
-from thinkserve.thoughts import ThoughtFormat
+from thinkserve.thoughts import BUILT_IN, ThoughtFormat
+from thinkserve.thoughts.format import CHECKPOINT_FILE
 from thinkserve.training.recipe import Recipe
 
 
@@ -20,10 +22,21 @@ def resolve(model: str) -> str:
     return model
 
 
+def revision_of(recipe: Recipe, model: str) -> str | None:
+    """Of the start model on the Hub; the other models are folders of the run, and have none."""
+    return recipe.revision if model == recipe.model else None
+
+
 def format_of(recipe: Recipe) -> ThoughtFormat:
     """The thought format of a run, the same for all its iterations.
 
     Raises:
-        UsageError: there is no such model, its format is not known, or an arm cannot be run in it.
+        UsageError: there is no such model, or its format is not known.
     """
-    return find_format(find_source(resolve(recipe.model), ()), recipe.thought_format)
+    source = find_source(resolve(recipe.model), ())
+    if recipe.thought_format is None and not (source.folder and (source.folder / CHECKPOINT_FILE).is_file()):
+        raise UsageError(
+            f"thought_format is null, and model {recipe.model} names none ({CHECKPOINT_FILE}); set it to one of "
+            f"{', '.join(BUILT_IN)}, or to a file"
+        )
+    return find_format(source, recipe.thought_format)

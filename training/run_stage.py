@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -105,8 +106,8 @@ def main() -> None:
     except ThinkserveError as error:
         logging.getLogger(__name__).error("%s", error)
         failed = error_file(step_of(context).folder(run), context.stage)
-        # On a full disk this fails too, and the log has the reason.
-        write_whole(failed, msgspec.json.encode({"message": str(error), "exit_code": error.exit_code}))
+        with suppress(OSError):  # on a full disk; the log has the reason
+            write_whole(failed, msgspec.json.encode({"message": str(error), "exit_code": error.exit_code}))
         sys.exit(error.exit_code)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from thinkserve.thoughts import ThoughtFormat, split
 from thinkserve.training import records
-from thinkserve.training.models import format_of, resolve
+from thinkserve.training.models import format_of, resolve, revision_of
 from thinkserve.training.records import CutOutput, OutputRecord, Sampled, SampleRecord
 from thinkserve.training.stage import StageContext
 
@@ -48,21 +48,27 @@ def cut(sampled: Sampled, format: ThoughtFormat, count: Count, *, direct: bool) 
     )
 
 
-def token_counter(model: str) -> Count:
-    """Counts tokens as a model's tokenizer does; special tokens that a template adds are not counted."""
+def token_counter(model: str, revision: str | None = None) -> Count:
+    """Counts tokens as a model's tokenizer does; special tokens that a template adds are not counted.
+
+    Args:
+        model: a folder, a name on the Hub, or one of the pocket models.
+        revision: on the Hub.
+    """
     file = Path(resolve(model)) / "tokenizer.json"
     if file.is_file():  # so that transformers, which takes seconds to import, is not needed
         fast = Tokenizer.from_file(str(file))
         return lru_cache(REMEMBERED)(lambda text: len(fast.encode(text, add_special_tokens=False).ids))
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(model))
+    tokenizer = AutoTokenizer.from_pretrained(resolve(model), revision=revision)
     return lru_cache(REMEMBERED)(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def run(context: StageContext) -> Mapping[str, Any]:
     """Cut all outputs of an iteration."""
-    format, count = format_of(context.recipe), token_counter(context.start_model)
+    recipe, model = context.recipe, context.start_model
+    format, count = format_of(recipe), token_counter(model, revision_of(recipe, model))
     direct = context.arm == "direct"
     sampled = records.read(context.folder.samples, SampleRecord)
     with context.progress("instructions") as progress:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from tests.training.dpo_run import context, log_lines, pocket_pairs, write_pairs
@@ -22,6 +22,8 @@ from thinkserve.training.dpo.checkpoint_stage import run as make_checkpoint
 from thinkserve.training.dpo.data import CHOSEN, PROMPT, REJECTED
 from thinkserve.training.dpo.job import prepare
 from thinkserve.training.dpo.stage import run
+from thinkserve.training.dpo.trainer import make_trainer
+from thinkserve.training.recipe import LoraRecipe
 from thinkserve.training.stage import StageContext
 
 PAIRS = 6
@@ -144,8 +146,6 @@ def test_other_weights_or_pairs_in_the_same_folder_begin_anew(precise: Path, tmp
 
 
 def test_reference_log_probabilities_stay_in_the_folder_of_the_iteration(tmp_path: Path) -> None:
-    from thinkserve.training.dpo.trainer import make_trainer
-
     stage = context(tmp_path)
     write_pairs(stage, pocket_pairs(PAIRS))
     job = prepare(stage)
@@ -165,18 +165,12 @@ def test_trl_would_take_the_reference_from_the_path_of_a_model_that_was_trained_
     args = DPOConfig(
         str(tmp_path), use_cpu=True, bf16=False, report_to=[], dataloader_pin_memory=False, max_length=None
     )
-    tokenizer = prepare_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     rows = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
     trainer = DPOTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
     reference = trainer.ref_model.model.embed_tokens.weight
     assert torch.allclose(2.0 * reference, model.model.embed_tokens.weight)
     assert model.forward != forward
-
-
-def prepare_tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
 
 
 def test_epochs_are_models_that_transformers_loads_and_that_were_trained(tmp_path: Path) -> None:
@@ -205,8 +199,6 @@ def tokens_of(stage: StageContext) -> Any:
 
 def test_lora_is_merged_when_an_epoch_is_written(precise: Path, tmp_path: Path) -> None:
     """An epoch is a whole model whose loss is the one that the trainer goes on with."""
-    from thinkserve.training.recipe import LoraRecipe
-
     lora = LoraRecipe(r=4, alpha=8)
     stage = context(tmp_path, model=str(precise), dpo={**ONE_STEP, "lora": lora, "nll_weight": 0.0})
     write_pairs(stage, pocket_pairs(PAIRS))
@@ -218,3 +210,14 @@ def test_lora_is_merged_when_an_epoch_is_written(precise: Path, tmp_path: Path) 
     expected = expected_line(load(stage.folder.epoch(1)), load(precise), rows, beta=0.1, nll_weight=0.0)
     assert {name: second[name] for name in expected} == pytest.approx(expected, abs=1e-3)
     assert second["loss"] < first["loss"] - 0.01
+
+
+def test_autocast_and_gradient_checkpointing_work_on_a_cpu_too(tmp_path: Path) -> None:
+    """With the 8 bits of bfloat16 the first loss is log 2 to about a hundredth."""
+    settings = {"bf16": True, "gradient_checkpointing": True, "nll_weight": 0.0, "epochs": 1}
+    stage = context(tmp_path, dpo={**ONE_STEP, **settings})
+    write_pairs(stage, pocket_pairs(2))
+    run(stage)
+    (line,) = log_lines(stage)
+    assert line["loss"] == pytest.approx(0.693, abs=0.02)
+    assert line["grad_norm"] > 0

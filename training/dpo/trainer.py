@@ -8,25 +8,24 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
-import msgspec
 import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import DPOTrainer
 
 from thinkserve.errors import ThinkserveError, UsageError
-from thinkserve.eval.records import RecordLog
 from thinkserve.training.dpo.companions import decoding, write_companions
 from thinkserve.training.dpo.disk import explain_full_disk
 from thinkserve.training.dpo.job import Job
+from thinkserve.training.dpo.log import LogLines, averages, open_log
 from thinkserve.training.dpo.settings import dpo_config, lora_config
 from thinkserve.training.dpo.weights import write_weights
 
@@ -102,21 +101,6 @@ def finished_epochs(job: Job) -> int:
     return 0
 
 
-class _Lines(TrainerCallback):  # type: ignore[misc]
-    """Writes TRL's log lines."""
-
-    def __init__(self, log: RecordLog) -> None:
-        self._log = log
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
-    ) -> None:
-        if state.is_world_process_zero and logs is not None and "loss" in logs:
-            # TRL counts num_tokens from 0 again when a run goes on; the marker has the tokens.
-            kept = {key: value for key, value in logs.items() if key not in ("num_tokens", "epoch")}
-            self._log.append({"step": state.global_step, "epoch": round(state.epoch, 6), **kept})
-
-
 def train(job: Job) -> dict[str, Any] | None:
     """Train, or go on with it.
 
@@ -125,17 +109,29 @@ def train(job: Job) -> dict[str, Any] | None:
 
     Raises:
         UsageError: settings that the libraries refuse.
-        ThinkserveError: the loss came to nothing, or the disk is full; running again goes on after the last epoch.
+        ThinkserveError: the loss is no number, or a disk or a memory is full; running again goes on after the last epoch.
     """
+    try:
+        return _train(job)
+    except torch.OutOfMemoryError as exc:
+        recipe = job.recipe.dpo
+        raise ThinkserveError(
+            f"the GPU's memory is too small ({_first_line(exc)}); lower dpo.device_batch (now {recipe.device_batch}) or "
+            f"dpo.max_length (now {recipe.max_length}), set dpo.gradient_checkpointing, train adapters (dpo.lora), or "
+            "spread the model over GPUs (dpo.accelerate_config)"
+        ) from exc
+
+
+def _train(job: Job) -> dict[str, Any] | None:
     finished = finished_epochs(job)
     first_step = finished * job.steps_per_epoch
     with _quiet(), explain_full_disk(job.folder.dpo, f"epoch {finished + 1}"):
         began = time.monotonic()
         trainer = make_trainer(job)
         ready = time.monotonic()
-        with _open_log(job.folder.dpo_log, first_step) if trainer.args.should_save else nullcontext() as log:
+        with open_log(job.folder.dpo_log, first_step) if trainer.args.should_save else nullcontext() as log:
             if log is not None:
-                trainer.add_callback(_Lines(log))
+                trainer.add_callback(LogLines(log))
             trainer.train(resume_from_checkpoint=str(state_folder(job, first_step)) if finished else None)
         seconds = time.monotonic() - ready
     if not trainer.args.should_save:
@@ -156,7 +152,7 @@ def train(job: Job) -> dict[str, Any] | None:
         "processes": trainer.accelerator.num_processes,
         "device": _device_name(),
         "peak_memory_gb": _peak_memory() / 1e9,
-        "last_epoch": _last_epoch(job),
+        "last_epoch": averages(job.folder.dpo_log, after=job.steps - job.steps_per_epoch),
     }
 
 
@@ -188,6 +184,13 @@ def make_trainer(job: Job) -> EpochTrainer:
         )
     except ValueError as exc:
         raise UsageError(f"dpo: TRL cannot train {job.start.path} so: {_first_line(exc)}") from exc
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        # Else the first epoch would be trained and could not be written.
+        raise UsageError(
+            f"{recipe.accelerate_config}: fsdp_state_dict_type is {plugin.state_dict_type}; set it to FULL_STATE_DICT, so "
+            "that epochs are models"
+        )
     trainer.job = job
     trainer.remove_callback(PrinterCallback)
     # Checked whenever weights are saved, and refused if it has a temperature and no do_sample: not after an epoch.
@@ -195,35 +198,6 @@ def make_trainer(job: Job) -> EpochTrainer:
     base = model.get_base_model() if recipe.lora is not None else model
     base.generation_config = decoding(job.start, job.recipe.sample)
     return trainer
-
-
-def _open_log(path: Path, steps: int) -> RecordLog:
-    """The log with the lines of these steps; those after them come again."""
-    log = RecordLog(path)  # keeps other runs out, and drops a line that was cut short
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if msgspec.json.decode(line)["step"] <= steps]
-        os.truncate(path, sum(map(len, kept)))
-    except BaseException:
-        log.close()
-        raise
-    return log
-
-
-def _last_epoch(job: Job) -> dict[str, float]:
-    """What the log says of the last epoch, on average."""
-    lines = [msgspec.json.decode(line) for line in job.folder.dpo_log.read_bytes().splitlines()]
-    lines = [line for line in lines if line["step"] > job.steps - job.steps_per_epoch]
-    names = (
-        "loss",
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/margins",
-        "rewards/accuracies",
-        "grad_norm",
-    )
-    columns = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
-    return {name: sum(column) / len(column) for name, column in columns.items() if column}
 
 
 def _device_name() -> str:

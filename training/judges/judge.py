@@ -35,7 +35,7 @@ class GroupScores:
     scores: tuple[float | None, ...]
     """None: no score could be had. Never NaN and never infinite."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What the report may show: battles, unreadable judgments, reasons of missing scores."""
+    """What the report may show: battles, unreadable judgments, and under `reasons` a text for each missing score."""
 
 
 class Judge(Protocol):

@@ -248,7 +248,7 @@ async def open_reward_model(
     try:
         config = AutoConfig.from_pretrained(recipe.model, **where)
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, **where)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, ImportError) as exc:
         raise UsageError(
             f"judge.model: {recipe.model} cannot be loaded: {str(exc).strip().splitlines()[0]}"
         ) from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,11 @@ import msgspec
 from thinkserve.errors import EngineError, UsageError
 from thinkserve.eval.config import key_from
 
-logger = logging.getLogger(__name__)
-
 API_KEY = "THINKSERVE_MODEL_API_KEY"
 ANSWER_SECONDS = 30.0
 # Who calls themselves so knows vLLM's fields beside OpenAI's.
 WITH_EXTENSIONS = ("vllm", "thinkserve")
+_ITERATION = re.compile(r"iter-\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +69,18 @@ class Served:
     def check_serves(self, model: str, address: Address) -> None:
         """Make sure that it is the checkpoint to sample from, as far as the server tells.
 
-        Folders are compared by their last two parts, since another machine may have them elsewhere.
+        Folders are compared by their last parts, since another machine may have them elsewhere.
 
         Raises:
-            UsageError: it is another one; after each iteration the server must be started anew, with its checkpoint.
+            UsageError: it is another one, or the server does not tell; after each iteration, and for each epoch that is
+                validated, the server must be started anew with another checkpoint.
         """
         if self.root is None:
-            logger.warning(
-                "%s does not tell which checkpoint %r is; make sure that it is %s",
-                address.url,
-                self.name,
-                model,
+            raise UsageError(
+                f"sample.engine: {address.url} does not tell which checkpoint {self.name!r} is (vLLM does), and a run "
+                "samples from another one each time; nobody would notice the wrong one. Set sample.engine to vllm"
             )
-        elif self.root != model and _end(self.root) != _end(model):
+        if self.root != model and _end(self.root) != _end(model):
             raise UsageError(
                 f"sample.engine: {address.url} serves {self.root}, and this iteration samples from {model}; start that "
                 f"server with it (vllm serve {model}) and run again, or set sample.engine to vllm, which swaps models itself"
@@ -90,8 +88,14 @@ class Served:
 
 
 def _end(path: str) -> tuple[str, ...]:
+    """The last two parts of a path; of what a run made, all from the part before its iteration on.
+
+    `iter-1/checkpoint` alone may be either arm's, and `dpo/epoch-1` that of any iteration.
+    """
     folder = Path(path).expanduser()
-    return (folder.resolve() if folder.is_dir() else folder).parts[-2:]
+    parts = (folder.resolve() if folder.is_dir() else folder).parts
+    iterations = [place for place, part in enumerate(parts) if _ITERATION.fullmatch(part)]
+    return parts[max(0, iterations[-1] - 1) :] if iterations else parts[-2:]
 
 
 async def served(

@@ -10,7 +10,7 @@ from typing import Any
 
 from thinkserve.thoughts import ThoughtFormat
 from thinkserve.training import records
-from thinkserve.training.models import format_of, resolve
+from thinkserve.training.models import format_of, resolve, revision_of
 from thinkserve.training.prompts.stage import read_instructions
 from thinkserve.training.records import Sampled, SampleRecord
 from thinkserve.training.sampling.collect import generate_all
@@ -36,8 +36,7 @@ async def _run(context: StageContext) -> Mapping[str, Any]:
         resolve(context.start_model),
         threads=recipe.compute.threads,
         chat_template=recipe.chat_template,
-        # The other models are folders of this run.
-        revision=recipe.revision if context.start_model == recipe.model else None,
+        revision=revision_of(recipe, context.start_model),
         format=format,
     ) as generator:
         sampled = await _sample(context, generator, asks, format)
