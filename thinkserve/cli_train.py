@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -18,8 +19,8 @@ from thinkserve.errors import UsageError
 
 if TYPE_CHECKING:
     from thinkserve.training.folder import Stage
-    from thinkserve.training.loop import Step
     from thinkserve.training.recipe import Recipe
+    from thinkserve.training.steps import Step
 
 DEFAULT_RECIPE = "pocket"
 RUN = "run"
@@ -124,7 +125,7 @@ def _stage(name: str | None) -> Stage | None:
 
     if name is not None and name not in STAGES:
         raise UsageError(f"--stage {name!r} is none; choose from {', '.join(STAGES)}")
-    return cast("Stage | None", name)
+    return name
 
 
 def _run(recipe: Recipe, out: Path, stage: Stage | None, console: Console) -> None:
@@ -132,16 +133,19 @@ def _run(recipe: Recipe, out: Path, stage: Stage | None, console: Console) -> No
     from thinkserve.training.report.page import write_report
     from thinkserve.training.report.status import show_status
 
-    console.print(f"{recipe.name}: {' and '.join(recipe.arms)}, {recipe.iterations} iterations, in {out}")
+    # Without markup: folders and names may hold brackets.
+    tell = partial(console.print, soft_wrap=True, markup=False)
+    count = f"{recipe.iterations} iteration{'' if recipe.iterations == 1 else 's'}"
+    tell(f"{recipe.name}: {' and '.join(recipe.arms)}, {count}, in {out}")
     try:
         with _Steps(console) as steps:
             train(recipe, out, only=stage, tell=steps.tell)
     except (KeyboardInterrupt, asyncio.CancelledError) as stopped:
-        console.print(f"stopped; what is finished is kept in {out}: run the same again to go on", soft_wrap=True)
+        tell(f"stopped; what is finished is kept in {out}: run the same again to go on")
         by = signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM
         raise typer.Exit(128 + by) from None
     show_status(out, console)
-    console.print(f"report: {write_report(out)}", soft_wrap=True)
+    tell(f"report: {write_report(out)}")
 
 
 class _Steps:

@@ -64,12 +64,16 @@ async def _run(context: StageContext) -> Mapping[str, Any]:
             # A pairwise judge says nothing of one response alone.
             if asked.kind != "pairwise":
                 log = _log(folder.evaluation(name), "scores")
-                scores = await measuring.score(context, judge, instructions, outputs, log)
+                scores = await measuring.score(
+                    context, judge, instructions, outputs, log, max_unscored=asked.max_unscored
+                )
             values = {id: accuracy(outputs[id], score, recipe.evaluate) for id, score in scores.items()}
             if recipe.evaluate.metric == "win_rate":
                 baseline = measuring.read_outputs(context.run.baseline(name), instructions)
                 log = _log(folder.evaluation(name), "comparisons")
-                values = await measuring.prefer(context, judge, instructions, outputs, baseline, log)
+                values = await measuring.prefer(
+                    context, judge, instructions, outputs, baseline, log, max_unscored=asked.max_unscored
+                )
             records.write(
                 folder.evaluation(name),
                 (

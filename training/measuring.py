@@ -14,8 +14,8 @@ from thinkserve.eval.answering.answerer import seed_of
 from thinkserve.eval.instruction import Instruction
 from thinkserve.thoughts import Response
 from thinkserve.training import records
-from thinkserve.training.judges.collect import score_groups
-from thinkserve.training.judges.judge import Group, Judge
+from thinkserve.training.judges.collect import check_unscored, score_groups
+from thinkserve.training.judges.judge import Group, GroupScores, Judge
 from thinkserve.training.models import format_of, resolve, revision_of
 from thinkserve.training.recipe import Arm
 from thinkserve.training.records import CutOutput, OutputRecord
@@ -100,9 +100,19 @@ def read_outputs(path: Path, instructions: Sequence[Instruction]) -> Outputs:
 
 
 async def score(
-    context: StageContext, judge: Judge, instructions: Sequence[Instruction], outputs: Outputs, log: Path
+    context: StageContext,
+    judge: Judge,
+    instructions: Sequence[Instruction],
+    outputs: Outputs,
+    log: Path,
+    *,
+    max_unscored: float,
 ) -> dict[str, float | None]:
-    """The judge's score of each readable response, by instruction; None where there is no score."""
+    """The judge's score of each readable response, by instruction; None where there is no score.
+
+    Raises:
+        ThinkserveError: a larger share than `max_unscored` of them has none.
+    """
     groups = [
         Group(one.id, one.text, (Response(outputs[one.id].response),))
         for one in instructions
@@ -110,6 +120,7 @@ async def score(
     ]
     with context.progress("responses") as progress:
         scored = await score_groups(judge, groups, log, progress)
+    _check(judge, scored, max_unscored)
     return {one.id: scored[one.id].scores[0] if one.id in scored else None for one in instructions}
 
 
@@ -120,10 +131,15 @@ async def prefer(
     outputs: Outputs,
     baseline: Outputs,
     log: Path,
+    *,
+    max_unscored: float,
 ) -> dict[str, float | None]:
     """How often the judge prefers a response to the baseline's: 1, 0, or 0.5 for a tie; None: it has no score.
 
     A response that is missing loses against one that is there, without a judge.
+
+    Raises:
+        ThinkserveError: a larger share than `max_unscored` of those that were compared has no score.
     """
     both = [
         Group(one.id, one.text, (Response(outputs[one.id].response), Response(baseline[one.id].response)))
@@ -132,6 +148,7 @@ async def prefer(
     ]
     with context.progress("comparisons") as progress:
         scored = await score_groups(judge, both, log, progress)
+    _check(judge, scored, max_unscored)
     found: dict[str, float | None] = {}
     for one in instructions:
         if one.id in scored:
@@ -140,6 +157,11 @@ async def prefer(
             ours, theirs = (side[one.id].problem is None for side in (outputs, baseline))
             found[one.id] = (1 + ours - theirs) / 2
     return found
+
+
+def _check(judge: Judge, scored: Mapping[str, GroupScores], limit: float) -> None:
+    scores = [score for group in scored.values() for score in group.scores]
+    check_unscored(scores.count(None), len(scores), limit, judge, scored.values())
 
 
 def preference(ours: float | None, theirs: float | None) -> float | None:

@@ -112,7 +112,7 @@ class JudgeRecipe:
     scale: tuple[float, float] = (1.0, 10.0)
     """Pointwise: lowest and highest grade. Chosen by us."""
     max_unscored: float = 0.1
-    """The stage ends with an error if more responses than this share got no score (NaN counts as none)."""
+    """A stage that scores ends with an error if more responses than this share got no score (NaN counts as none)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,10 +99,13 @@ async def _scores(
     epoch: int,
 ) -> dict[str, float | None]:
     log: Path = context.folder.validation_outputs / f"epoch-{epoch}.scores.jsonl"
+    limit = context.recipe.judge.max_unscored
     # What a pairwise judge says of one response alone says nothing.
     if context.recipe.judge.kind == "pairwise":
-        return await measuring.prefer(context, judge, instructions, outputs[epoch], outputs[0], log)
-    return await measuring.score(context, judge, instructions, outputs[epoch], log)
+        return await measuring.prefer(
+            context, judge, instructions, outputs[epoch], outputs[0], log, max_unscored=limit
+        )
+    return await measuring.score(context, judge, instructions, outputs[epoch], log, max_unscored=limit)
 
 
 def _candidate(epoch: int, outputs: Outputs, scores: Mapping[str, float | None]) -> Candidate:

@@ -1,6 +1,6 @@
 """What a model or judge SPEC on the command line means: a checkpoint, a server's model, or a file of answers.
 
-CHECKPOINT     a folder in Hugging Face layout, a name on the Hub (org/model), or `pocket`: served for the run alone
+CHECKPOINT     a folder in Hugging Face layout, a name on the Hub (org/model), `pocket` or `pocket-seed`: served for the run alone
 URL#MODEL      a model of an OpenAI-compatible server; without #MODEL the first that it lists
 answers:FILE   answers that are there already, in the official format of the bench
 """
@@ -16,13 +16,12 @@ from urllib.parse import urlsplit
 from thinkserve.errors import UsageError
 from thinkserve.eval.answer import Answers
 from thinkserve.eval.folder import read_answers
-from thinkserve.pocket import CHECKPOINT as POCKET
+from thinkserve.pocket import BY_NAME as POCKET_MODELS
 
 ReadAnswers = Callable[[Path], Answers]
 
 FORMS = "a checkpoint folder (or its name on the Hub, org/model), URL#MODEL, or answers:FILE"
 JUDGE_FORMS = "URL#MODEL, or a checkpoint folder (or its name on the Hub, org/model)"
-POCKET_NAME = "pocket"
 # As the Hub allows them; a path with a dot or a tilde before it is none.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -106,9 +105,10 @@ def _endpoint_or_checkpoint(spec: str, what: str, forms: str) -> CheckpointSpec 
         if not (folder / "config.json").is_file():
             raise UsageError(f"{what} {spec!r}: the folder has no config.json; a {what} is {forms}")
         folder = folder.resolve()
-        return CheckpointSpec(str(folder), POCKET_NAME if folder == POCKET.resolve() else folder.name)
-    if spec == POCKET_NAME:
-        return CheckpointSpec(str(POCKET), POCKET_NAME)
+        pocket = {path.resolve(): name for name, path in POCKET_MODELS.items()}
+        return CheckpointSpec(str(folder), pocket.get(folder, folder.name))
+    if spec in POCKET_MODELS:
+        return CheckpointSpec(str(POCKET_MODELS[spec]), spec)
     if spec and folder.exists():
         hint = f"; for answers write answers:{spec}" if what == "model" else ""
         raise UsageError(f"{what} {spec!r} is a file and no checkpoint{hint}; a {what} is {forms}")

@@ -17,7 +17,7 @@ from thinkserve.eval.answering.spec import (
     parse_model,
     unique_names,
 )
-from thinkserve.pocket import CHECKPOINT
+from thinkserve.pocket import BY_NAME
 from thinkserve.thoughts import Response
 
 
@@ -55,8 +55,9 @@ def test_a_checkpoint_is_called_as_its_folder(
     assert parse_judge("my-model/") == CheckpointSpec(str(checkpoint), "my-model")
 
 
-def test_the_pocket_model_is_called_pocket_by_path_and_by_name() -> None:
-    assert parse_model(str(CHECKPOINT)) == parse_model("pocket") == CheckpointSpec(str(CHECKPOINT), "pocket")
+@pytest.mark.parametrize(("name", "folder"), BY_NAME.items())
+def test_the_pocket_models_are_called_so_by_path_and_by_name(name: str, folder: Path) -> None:
+    assert parse_model(str(folder)) == parse_model(name) == CheckpointSpec(str(folder), name)
 
 
 def test_a_name_on_the_hub_is_a_checkpoint() -> None:

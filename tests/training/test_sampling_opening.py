@@ -132,7 +132,7 @@ async def test_a_server_is_asked_for_its_first_model_or_the_one_that_is_named() 
 
 
 async def test_a_server_that_still_has_the_model_of_the_last_iteration_is_refused() -> None:
-    """Its folder may be mounted elsewhere, so the last two parts of the path count."""
+    """Its folder may be mounted elsewhere, so the last parts of the path count."""
     async with scripted_server(root="/mnt/run/iter-1/checkpoint") as server:
         assert await opened(server.url, "/home/run/iter-1/checkpoint") == server.url
         with pytest.raises(
@@ -141,15 +141,38 @@ async def test_a_server_that_still_has_the_model_of_the_last_iteration_is_refuse
             await opened(server.url, "/home/run/iter-2/checkpoint")
 
 
-async def test_a_server_that_does_not_tell_its_checkpoint_is_warned_of(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("served", "wanted"),
+    [
+        ("iter-1/checkpoint", "direct/iter-1/checkpoint"),
+        ("direct/iter-1/checkpoint", "iter-1/checkpoint"),
+        ("iter-1/dpo/epoch-2", "iter-2/dpo/epoch-2"),
+        ("iter-1/dpo/epoch-2", "direct/iter-1/dpo/epoch-2"),
+        ("iter-1/dpo/epoch-1", "iter-1/dpo/epoch-2"),
+    ],
+)
+async def test_a_server_with_the_same_folder_of_the_other_arm_or_another_iteration_is_refused(
+    served: str, wanted: str
 ) -> None:
+    async with scripted_server(root=f"/mnt/run/{served}") as server:
+        with pytest.raises(UsageError, match=f"serves /mnt/run/{served}, and this iteration samples from"):
+            await opened(server.url, f"/home/run/{wanted}")
+        assert await opened(server.url, f"/home/run/{served}") == server.url
+
+
+async def test_a_server_that_does_not_tell_its_checkpoint_is_refused() -> None:
+    """All models of a run would be this one, and nobody would notice."""
+    async with scripted_server(owned_by="me") as server:
+        with pytest.raises(UsageError, match="does not tell which checkpoint 'm' is"):
+            await opened(server.url)
+
+
+async def test_a_server_that_is_not_vllm_is_asked_nothing_that_it_does_not_know() -> None:
     async with (
-        scripted_server(owned_by="me") as server,
+        scripted_server(owned_by="me", root=POCKET) as server,
         open_generator(SampleRecipe(engine=server.url), POCKET) as generator,
     ):
         await sample(generator, asks_of(1), SAMPLING)
-    assert f"does not tell which checkpoint 'm' is; make sure that it is {POCKET}" in caplog.text
     assert "top_k" not in server.asked[0]
 
 

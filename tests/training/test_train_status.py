@@ -18,13 +18,12 @@ from tests.training.train_world import World, build, stopped, write_marker
 from thinkserve.errors import UsageError
 from thinkserve.eval.records import write_whole
 from thinkserve.training.folder import Stage, TrainFolder
-from thinkserve.training.loop import LOCK
 from thinkserve.training.recipe import Arm
 from thinkserve.training.report.loading import read_run
 from thinkserve.training.report.stages import is_at_work, seconds_left, standings
 from thinkserve.training.report.status import show_status
-from thinkserve.training.run_stage import error_file
 from thinkserve.training.stage import StageProgress
+from thinkserve.training.steps import LOCK, error_file
 
 SMALL = World(instructions=14, iterations=2)
 

@@ -21,7 +21,6 @@ from thinkserve.eval.instruction import Instruction, id_of
 from thinkserve.eval.records import write_records, write_whole
 from thinkserve.training import records
 from thinkserve.training.folder import IterationFolder, Stage, TrainFolder
-from thinkserve.training.loop import Step, shared_steps, steps
 from thinkserve.training.pairs.audit import Made, audit
 from thinkserve.training.pairs.candidates import candidates_of
 from thinkserve.training.pairs.tuning import tune
@@ -49,8 +48,8 @@ from thinkserve.training.records import (
     ScoreRecord,
 )
 from thinkserve.training.results import write_results
-from thinkserve.training.run_stage import folder_of
 from thinkserve.training.split import numbers as split_numbers
+from thinkserve.training.steps import Step, shared_steps, steps
 
 SKILLS = {
     "copy": (0.93, 0.96, 0.95), "greet": (0.85, 0.97, 0.96), "tell": (0.9, 0.97, 0.97),
@@ -123,7 +122,7 @@ def build(path: Path, world: World) -> Path:
     write_whole(run.recipe, dump_recipe(recipe).encode())
     instructions = _instructions(world, "evaluation", world.instructions)
     for step in _done(world):
-        folder = folder_of(run, step.arm, step.iteration, step.stage)
+        folder = step.folder(run)
         told = _stage(run, folder, world, step, instructions)
         write_marker(folder, step.stage, SECONDS[step.stage] * _factor(step), told)
         if step.stage == "evaluate":

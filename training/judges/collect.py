@@ -6,6 +6,7 @@ one of their responses got none, or the judge or the responses are others now.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from thinkserve.errors import ThinkserveError
 from thinkserve.eval.judging.progress import Progress
 from thinkserve.eval.records import RecordLog
 from thinkserve.training import records
@@ -65,6 +67,36 @@ async def score_groups(
                 if progress is not None:
                     progress.advance(failed=None in scored.scores)
     return {group.id: found[group.id] for group in groups}
+
+
+def check_unscored(
+    unscored: int, responses: int, limit: float, judge: Judge, scored: Iterable[GroupScores]
+) -> None:
+    """See that not too many responses are without a score.
+
+    Args:
+        unscored: how many.
+        responses: of so many.
+        limit: the share that may be, `judge.max_unscored`.
+        judge: who scored.
+        scored: what it said.
+
+    Raises:
+        ThinkserveError: there are more; it has the reason that was given most often.
+    """
+    if unscored <= limit * responses:
+        return
+    reasons: Counter[str] = Counter()
+    for scores in scored:
+        found: Sequence[str] = scores.details.get(REASONS, ())
+        reasons.update(found)
+    most = reasons.most_common(1)
+    often = f"; most often ({most[0][1]:,} times): {most[0][0]}" if most else ""
+    raise ThinkserveError(
+        f"{judge.name} gave no score to {unscored:,} of {responses:,} responses ({100 * unscored / responses:.0f} %), more "
+        f"than judge.max_unscored = {limit:g}{often}; mend the judge, or raise judge.max_unscored, and run again: only "
+        "responses without a score are judged again"
+    )
 
 
 def blocks(groups: Iterable[Group], responses: int) -> Iterator[list[Group]]:

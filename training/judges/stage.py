@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from thinkserve.errors import ThinkserveError
 from thinkserve.thoughts import Response
 from thinkserve.training import records
-from thinkserve.training.judges.collect import REASONS, score_groups
+from thinkserve.training.judges.collect import check_unscored, score_groups
 from thinkserve.training.judges.judge import Group, GroupScores
 from thinkserve.training.judges.opening import open_judge
 from thinkserve.training.prompts.stage import read_instructions
@@ -47,8 +45,7 @@ async def _run(context: StageContext) -> Mapping[str, Any]:
     scores = [score for line in lines for score in line.scores if score is not None]
     readable = sum(output.problem is None for record in outputs for output in record.outputs)
     unscored = readable - len(scores)
-    if unscored > recipe.max_unscored * readable:
-        raise ThinkserveError(_too_many(unscored, readable, recipe.max_unscored, judge.name, scored.values()))
+    check_unscored(unscored, readable, recipe.max_unscored, judge, scored.values())
     records.write(folder.scores, lines)
     return {
         "groups": len(judged),
@@ -79,18 +76,4 @@ def _spread(record: OutputRecord, group: Group, scored: Mapping[str, GroupScores
             None if output.problem is not None else of[Response(output.response)] for output in record.outputs
         ),
         scores.details,
-    )
-
-
-def _too_many(unscored: int, readable: int, limit: float, judge: str, scored: Iterable[GroupScores]) -> str:
-    reasons: Counter[str] = Counter()
-    for scores in scored:
-        found: Sequence[str] = scores.details.get(REASONS, ())
-        reasons.update(found)
-    most = reasons.most_common(1)
-    often = f"; most often ({most[0][1]:,} times): {most[0][0]}" if most else ""
-    return (
-        f"{judge} gave no score to {unscored:,} of {readable:,} responses ({100 * unscored / readable:.0f} %), more than "
-        f"judge.max_unscored = {limit:g}{often}; mend the judge, or raise judge.max_unscored, and run again: only "
-        "responses without a score are judged again"
     )
