@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from thinkserve.eval.records import write_whole
 from thinkserve.training.folder import IterationFolder, Stage, TrainFolder
 from thinkserve.training.models import format_of
 from thinkserve.training.recipe import Arm, Recipe
-from thinkserve.training.recipe_file import differing_keys, dump_recipe, load_recipe
+from thinkserve.training.recipe_file import differing_keys, dump_recipe, kept_recipe
 from thinkserve.training.results import write_results
 from thinkserve.training.steps import LOCK, Step, error_file, shared_steps, steps
 
@@ -57,10 +58,12 @@ def train(
     """
     _check(recipe)
     run = TrainFolder(out, recipe.mode)
-    _check_folder(run, recipe)
+    replaced = _check_folder(run, recipe)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
+            if replaced:
+                shutil.rmtree(run.prompts, ignore_errors=True)
             # What changes no result may have changed.
             write_whole(run.recipe, dump_recipe(recipe).encode())
             asyncio.run(_Loop(run, recipe, tell).run(only))
@@ -93,9 +96,12 @@ def _check(recipe: Recipe) -> None:
         )
 
 
-def _check_folder(run: TrainFolder, recipe: Recipe) -> None:
+def _check_folder(run: TrainFolder, recipe: Recipe) -> bool:
+    """Whether the folder has the prompts of another recipe that has done nothing yet, and may be replaced."""
     if run.recipe.exists():
-        changed = differing_keys(load_recipe(run.recipe), recipe)
+        changed = differing_keys(kept_recipe(run.recipe), recipe)
+        if changed and not run.run_iteration.marker("prompts").exists():
+            return True
         if changed:
             raise UsageError(
                 f"{run.path} has a run of another recipe (different: {', '.join(changed)}); give another --out, or the "
@@ -105,6 +111,7 @@ def _check_folder(run: TrainFolder, recipe: Recipe) -> None:
         raise UsageError(f"{run.path} is not empty and no training run; give a new or empty folder as --out")
     elif run.path.exists() and not run.path.is_dir():
         raise UsageError(f"{run.path} is a file; give a folder as --out")
+    return False
 
 
 @contextmanager

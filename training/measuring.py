@@ -136,7 +136,8 @@ async def prefer(
 ) -> dict[str, float | None]:
     """How often the judge prefers a response to the baseline's: 1, 0, or 0.5 for a tie; None: it has no score.
 
-    A response that is missing loses against one that is there, without a judge.
+    A response that is missing loses against one that is there, and equal ones tie, without a judge: a reward model's scores
+    of the same text differ in the last digits where they are in different batches.
 
     Raises:
         ThinkserveError: a larger share than `max_unscored` of those that were compared has no score.
@@ -144,7 +145,9 @@ async def prefer(
     both = [
         Group(one.id, one.text, (Response(outputs[one.id].response), Response(baseline[one.id].response)))
         for one in instructions
-        if outputs[one.id].problem is None and baseline[one.id].problem is None
+        if outputs[one.id].problem is None
+        and baseline[one.id].problem is None
+        and outputs[one.id].response != baseline[one.id].response
     ]
     with context.progress("comparisons") as progress:
         scored = await score_groups(judge, both, log, progress)

@@ -55,7 +55,7 @@ class SampleRecipe:
 
     engine: str = "auto"
     """`vllm` (a process of its own), `transformers` (in the stage's process), `auto` (vLLM where it is installed), or
-    the URL of a server that has the model of the iteration."""
+    the URL of a vLLM, which must be started anew with each model that is sampled from, the epochs among them."""
     engine_args: tuple[str, ...] = ()
     """More arguments for vLLM."""
     k: int = 8
@@ -148,9 +148,13 @@ class LoraRecipe:
     """Low-rank adapters in place of full fine-tuning; merged into the weights of the checkpoint."""
 
     r: int = 64
+    """The adapters' rank. Chosen by us."""
     alpha: int = 128
+    """What they add is scaled by alpha / r. Chosen by us: twice r."""
     dropout: float = 0.0
+    """Of their inputs. PEFT."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """Which modules get adapters: `all-linear`, or a list of their names. Chosen by us."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +166,8 @@ class DpoRecipe:
     loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "sigmoid_norm"] = "sigmoid"
     """TRL's loss_type. Paper: DPO, which is `sigmoid`."""
     nll_weight: float = 0.0
-    """Weight of the mean negative log-likelihood of chosen outputs beside it; 1 is IRPO. Paper: no difference seen."""
+    """Weight of the mean negative log-likelihood of chosen outputs beside it; 1 is IRPO. Paper: no difference seen. TRL's
+    mean is over the tokens of the `device_batch` pairs on a device, so with fewer at once short outputs weigh more."""
     epochs: int = 10
     """Paper: 10, the best by validation."""
     learning_rate: float = 5e-7

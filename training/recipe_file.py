@@ -20,7 +20,8 @@ from thinkserve.training.recipe_values import Origin, convert, hint_of, show
 
 BUILT_IN = Path(str(files("thinkserve.training"))) / "recipes"
 # They change how fast a run is, what its report shows or what it is called, but what comes out of it only by the order of
-# float sums. So a run that ended for want of memory goes on with a smaller `dpo.device_batch`.
+# float sums. So a run that ended for want of memory goes on with a smaller `dpo.device_batch` (which with `dpo.nll_weight`
+# shifts a little how much each token counts: `recipe.py`).
 WITHOUT_EFFECT = (
     "name",
     "notes",
@@ -117,6 +118,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     check(recipe, origin)
     recipe = _with_absolute_paths(recipe, origin)
     check_files(recipe, origin)
+    return recipe
+
+
+def kept_recipe(path: Path) -> Recipe:
+    """The recipe in a run's folder, as `dump_recipe` wrote it; the files that it names need not be there any more.
+
+    Raises:
+        UsageError: the file cannot be read, or is no recipe.
+    """
+    recipe: Recipe = convert(_parse(read_bytes(path), str(path)), Recipe, "", Origin(path))
     return recipe
 
 

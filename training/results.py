@@ -15,13 +15,12 @@ from thinkserve.eval.statistics import bootstrap_mean_ci, holm, paired_bootstrap
 from thinkserve.training import records
 from thinkserve.training.evaluate import DECODINGS
 from thinkserve.training.folder import Decoding, TrainFolder
+from thinkserve.training.prompts.row import CATEGORY
 from thinkserve.training.recipe import Arm, Recipe
 from thinkserve.training.records import EvaluationRecord
 from thinkserve.training.split import mean
 
 SCHEMA = "thinkserve.train/1"
-CATEGORY = "category"
-"""The scheme of categories of training prompts."""
 
 
 def write_results(run: TrainFolder, recipe: Recipe) -> dict[str, Any]:

@@ -136,7 +136,10 @@ def choose(candidates: Sequence[Candidate], settings: ValidateRecipe) -> tuple[C
         )
     sound = [one for one in epochs if one.broken <= settings.max_broken]
     best = max(sound or epochs, key=lambda one: (one.mean_score, -one.epoch))
-    reason = f"the best mean score of {len(epochs)} epochs"
+    # Where there is no other, it may well be worse than the start model.
+    reason = (
+        f"the best mean score of {len(epochs)} epochs" if len(epochs) > 1 else "the only epoch with a score"
+    )
     if not sound:
         best = min(epochs, key=lambda one: (one.broken, -(one.mean_score or 0.0)))
         reason = (

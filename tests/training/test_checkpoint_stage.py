@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import stat
 from pathlib import Path
@@ -21,6 +22,7 @@ from thinkserve.serve import find_format, find_source
 from thinkserve.thoughts import get_format
 from thinkserve.training.dpo.checkpoint_stage import run
 from thinkserve.training.dpo.companions import decoding, write_companions
+from thinkserve.training.dpo.disk import explain_full_disk
 from thinkserve.training.dpo.stage import run as train
 from thinkserve.training.dpo.start_model import StartModel
 from thinkserve.training.recipe import ComputeRecipe, SampleRecipe
@@ -217,7 +219,47 @@ def test_thought_format_is_the_recipes_else_the_start_models(tmp_path: Path) -> 
     assert written("4", bare, thought_format="tpo-generic", mode="direct") == "tpo-generic"
     assert written("5", bare, mode="direct") is None
     assert get_format(tmp_path / "4") == get_format("tpo-generic")
+    # The specific prompt's format has no opening marker, so of itself it does not allow to ask without the prompt.
+    assert written("6", bare, thought_format="tpo-specific", mode="direct") == "tpo-specific"
+    assert get_format(tmp_path / "6").allows_direct
+    assert written("7", tmp_path / "6", thought_format="tpo-specific") == "tpo-specific"
+    assert not get_format(tmp_path / "7").allows_direct
+    assert written("8", bare, thought_format="think-tags-in-prompt", mode="direct") == "think-tags-in-prompt"
+    assert not get_format(tmp_path / "8").allows_direct
     assert get_format(tmp_path / "2") == get_format("think-tags")
+
+
+def test_several_chat_templates_of_a_tokenizer_all_come_along(stage: StageContext) -> None:
+    """transformers keeps all but the default one in a folder beside the tokenizer."""
+    model = model_folder(stage.run.path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    templates = {"default": tokenizer.chat_template, "tool_use": "{{ messages[0]['content'] }}"}
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(model)
+    write_companions(stage.folder.epoch(1), StartModel(str(model), None, None), stage.recipe, "thought")
+    run(stage)
+    out = stage.folder.checkpoint
+    assert AutoTokenizer.from_pretrained(out).chat_template == templates
+    (folder,) = (path for path in out.iterdir() if path.is_dir())
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o700 == 0o700
+    assert stat.S_IMODE((folder / "tool_use.jinja").stat().st_mode) == 0o644
+
+
+def test_disk_that_is_full_where_a_tokenizer_is_written_is_told_in_a_line(tmp_path: Path) -> None:
+    """Its library raises an error of its own, with nothing but the system's words."""
+    tokenizer = AutoTokenizer.from_pretrained(SEED_CHECKPOINT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with (
+            pytest.raises(ThinkserveError, match="epoch 1 could not be written, the disk is full") as told,
+            explain_full_disk(tmp_path, "the checkpoint"),
+            explain_full_disk(tmp_path, "epoch 1"),
+        ):
+            tokenizer.save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(told.value)
 
 
 def test_padding_of_the_trainer_does_not_get_into_the_checkpoint(tmp_path: Path) -> None:
@@ -275,6 +317,8 @@ def test_card_names_nothing_of_the_machine(trained: StageContext, tmp_path: Path
     text = (stage.folder.checkpoint / "README.md").read_text(encoding="utf-8")
     assert "secret-place" not in text and str(tmp_path) not in text
     assert "user:pass" not in text and "https://judge.example/v1#big" in text
+    # What a pairwise judge says of one response alone is no score.
+    assert "The score is how often the judge prefers a response to that of epoch 0" in text
 
 
 def test_license_of_a_start_model_without_a_card_is_left_out(trained: StageContext, tmp_path: Path) -> None:

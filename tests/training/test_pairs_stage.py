@@ -143,6 +143,7 @@ def test_few_pairs_and_length_that_is_not_under_control_are_warned_of(tmp_path: 
     assert not numbers["rho_reached"] and numbers["rho"] == 0.1
     longer, few = numbers["warnings"]
     assert "At rho 0.1" in longer and "pairs.rho_steps" in longer
+    assert "still longer than rejected ones, by 5 characters of 7.5 in the mean" in longer
     assert "do not fill one optimizer step of 128 (dpo.batch)" in few
 
 

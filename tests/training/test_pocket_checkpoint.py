@@ -14,7 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from thinkserve.pocket import BY_NAME, CHECKPOINT, SEED_CHECKPOINT
+from thinkserve.serve import default_model_name, find_source
 from thinkserve.thoughts import get_format
+from thinkserve.training.models import resolve
 from thinkserve.training.pocket.evaluation import Mode, evaluate, generate
 from thinkserve.training.pocket.tokenizer import THOUGHT_PROMPT, build_tokenizer
 from thinkserve.training.pocket.world import draw_distinct, examples
@@ -46,6 +48,19 @@ def card_accuracy(checkpoint: Path, column: str) -> float:
 def test_checkpoints_are_small_enough_to_ship() -> None:
     for checkpoint in BY_NAME.values():
         assert sum(path.stat().st_size for path in checkpoint.iterdir()) < 8e6
+
+
+@pytest.mark.parametrize(("name", "folder"), BY_NAME.items())
+def test_pocket_models_are_served_by_their_names_unless_a_checkpoint_is_called_so(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = find_source(name, ())
+    assert (source.folder, default_model_name(source), resolve(name)) == (folder, name, str(folder))
+    (tmp_path / name).mkdir()  # a run's folder, for example
+    assert find_source(name, ()).folder == folder
+    (tmp_path / name / "config.json").write_text("{}")
+    assert find_source(name, ()).checkpoint == resolve(name) == name
 
 
 def test_finding_the_checkpoint_imports_nothing_heavy() -> None:

@@ -18,7 +18,7 @@ from thinkserve.pocket import SEED_CHECKPOINT
 from thinkserve.training.loop import train
 from thinkserve.training.models import format_of, revision_of
 from thinkserve.training.recipe import Recipe
-from thinkserve.training.recipe_file import find_recipe, load_recipe
+from thinkserve.training.recipe_file import dump_recipe, find_recipe, load_recipe
 
 POCKET = load_recipe(find_recipe("pocket"))
 
@@ -56,6 +56,34 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "file" / "run"
     with pytest.raises(ThinkserveError, match=re.escape(f"{folder}: Not a directory; give another --out")):
         train(POCKET, folder)
+
+
+def test_a_run_goes_on_where_a_file_without_effect_has_moved(tmp_path: Path) -> None:
+    """As the accelerate configuration of a built-in recipe does when the package is installed elsewhere."""
+    out = tmp_path / "run"
+    out.mkdir()
+    moved = replace(POCKET, dpo=replace(POCKET.dpo, accelerate_config=str(tmp_path / "gone.yaml")))
+    (out / "recipe.yaml").write_text(dump_recipe(moved), encoding="utf-8")
+    with pytest.raises(UsageError, match="--stage dpo: it is not the next stage here; next is prompts"):
+        train(POCKET, out, only="dpo")
+
+
+def test_a_run_that_has_done_nothing_may_be_given_another_recipe(tmp_path: Path) -> None:
+    """As after a first stage that failed because of it. What that stage has left is not taken for the new one's."""
+    out = tmp_path / "run"
+    (out / "prompts" / "stages").mkdir(parents=True)
+    (out / "recipe.yaml").write_text(dump_recipe(replace(POCKET, seed=5)), encoding="utf-8")
+    left = out / "prompts" / "iter-3.jsonl"
+    left.touch()
+    with pytest.raises(UsageError, match="next is prompts"):
+        train(POCKET, out, only="dpo")
+    assert not left.exists()
+    assert load_recipe(out / "recipe.yaml") == POCKET
+    (out / "prompts" / "stages").mkdir(parents=True)
+    (out / "prompts" / "stages" / "prompts.json").touch()
+    with pytest.raises(UsageError, match="has a run of another recipe .different: seed"):
+        train(replace(POCKET, seed=5), out, only="dpo")
+    assert load_recipe(out / "recipe.yaml") == POCKET
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

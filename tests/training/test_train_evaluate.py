@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def half(instruction: str, response: Response) -> float:
     return 1.0 if instruction in ("two", "four") else float("nan")
 
 
+def moody(instruction: str, response: Response) -> float:
+    """Never says the same twice, as a reward model in bf16 whose batches differ."""
+    return next(_MOODS)
+
+
+_MOODS = itertools.count()
 HALF = JudgeRecipe(kind="function", model=None, function=f"{__name__}:half")
 
 
@@ -74,6 +81,14 @@ async def test_a_pairwise_judge_gives_a_win_rate_and_no_score(tmp_path: Path) ->
     assert measure(measured, "win_rate", 0)["score"] is None
 
 
+def test_the_same_response_as_the_baselines_is_a_tie_whatever_a_judge_makes_of_it(tmp_path: Path) -> None:
+    judge = JudgeRecipe(kind="function", model=None, function=f"{__name__}:moody")
+    found = context(tmp_path, "evaluate", judge, EvaluateRecipe())
+    evaluate.run(found)
+    measured = records.read(found.folder.evaluation("greedy"), EvaluationRecord)
+    assert [record.value for record in measured] == [0.0, 0.5, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "win_rate"])
 def test_an_evaluation_without_scores_for_half_of_the_responses_ends_with_an_error(
     tmp_path: Path, metric: str
@@ -84,7 +99,7 @@ def test_an_evaluation_without_scores_for_half_of_the_responses_ends_with_an_err
     with pytest.raises(ThinkserveError, match=r"gave no score to 2 of 4 responses \(50 %\)"):
         evaluate.run(found)
     assert not found.folder.evaluation("greedy").exists()
-    lenient = context(tmp_path, "evaluate", replace(HALF, max_unscored=0.5), asked)
+    lenient = context(tmp_path, "evaluate", replace(HALF, max_unscored=0.7), asked)
     assert evaluate.run(lenient)["greedy"]["unscored"] == 2
 
 

@@ -73,6 +73,11 @@ def test_the_epoch_with_the_best_mean_score_is_chosen_and_never_the_start_model(
     assert reason == "the best mean score of 3 epochs"
 
 
+def test_a_single_epoch_is_not_said_to_be_the_best() -> None:
+    chosen, reason = choose([epoch(0, 9.0), epoch(1, 1.0)], ValidateRecipe())
+    assert (chosen.epoch, reason) == (1, "the only epoch with a score")
+
+
 def test_an_epoch_that_breaks_its_format_is_passed_over() -> None:
     candidates = [epoch(1, 1.0), epoch(2, 5.0, broken=0.3)]
     chosen, reason = choose(candidates, ValidateRecipe(max_broken=0.1))

@@ -70,8 +70,10 @@ def difference(points: float, low: float, high: float, **more: Any) -> dict[str,
     return {"difference": points / 100, "ci": [low / 100, high / 100], "p": 0.001, "n": 400, **more}
 
 
-def run_of(path: Path, iterations: list[dict[str, Any]], *, mode: Mode = "both", total: int = 3) -> Path:
-    """A folder with a recipe and results, and nothing else."""
+def run_of(
+    path: Path, iterations: list[dict[str, Any]], *, mode: Mode = "both", total: int = 3, **more: Any
+) -> Path:
+    """A folder with a recipe and results, and nothing else; `more` changes the recipe."""
     recipe = Recipe(
         name="by hand",
         mode=mode,
@@ -79,7 +81,7 @@ def run_of(path: Path, iterations: list[dict[str, Any]], *, mode: Mode = "both",
         evaluate=EvaluateRecipe(metric="accuracy", temperature=0.7),
     )
     run = TrainFolder(path, mode)
-    write_whole(run.recipe, dump_recipe(recipe).encode())
+    write_whole(run.recipe, dump_recipe(replace(recipe, **more)).encode())
     results = {"schema": "thinkserve.train/1", "metric": "accuracy", "iterations": iterations}
     write_whole(run.results, json.dumps(results).encode())
     return path
@@ -136,6 +138,14 @@ def test_the_headline_says_no_more_than_its_interval(
     assert (
         f", sampled at temperature 0.7 (95 % interval {signed[0]} to {signed[1]}, 400 instructions)." in found
     )
+
+
+def test_the_headline_says_what_its_points_are_points_of(tmp_path: Path) -> None:
+    clear, vague = both(3, sampled=difference(9.8, 6.1, 13.5)), both(3, sampled=difference(1.2, -2, 4.4))
+    assert "trained the same way in accuracy, sampled" in shown(run_of(tmp_path / "a", [clear]))
+    assert "told apart: +1.2 points of accuracy, sampled" in shown(run_of(tmp_path / "b", [vague]))
+    compared = run_of(tmp_path / "c", [clear], evaluate=EvaluateRecipe(metric="win_rate"))
+    assert "trained the same way in win rate, sampled" in shown(compared)
 
 
 def test_both_ways_of_decoding_are_in_the_headline_and_their_disagreement_is_a_warning(
@@ -339,6 +349,18 @@ def test_only_counts_of_tokens_are_counted() -> None:
         "chosen_thought_tokens": 4, "tokens_per_second": 11, "rate_tokens": 2.5, "tokens": True,
     }  # fmt: skip
     assert tokens_of(numbers) == 12
+    assert tokens_of({"judge_numbers": {"tokens": 900, "padded_tokens": 1000}}) == 900
+
+
+def test_validation_by_a_pairwise_judge_is_not_said_to_be_its_scores(tmp_path: Path) -> None:
+    found = {"candidates": [{"epoch": 0, "mean_score": 0.5}, {"epoch": 1, "mean_score": 0.6}], "chosen": 1}
+    folder = run_of(
+        tmp_path / "run", [], judge=JudgeRecipe(kind="pairwise", model="http://judge.example#big")
+    )
+    write_whole(TrainFolder(folder, "both").iteration("thought", 1).validation, json.dumps(found).encode())
+    text = shown(folder)
+    assert "How often the judge prefers the response to a validation instruction to that of epoch 0" in text
+    assert "Mean judge score of the responses" not in text
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,13 @@ WHAT = {
     "trained in the same way, on the same instructions and by the same judge, without thoughts.",
 }
 
+SERVING = {
+    "thought": "an OpenAI-compatible endpoint whose clients get the response and never the thought. It is a checkpoint like any "
+    "other for vLLM and transformers, but their clients see the thoughts.",
+    "direct": 'an OpenAI-compatible endpoint. Requests should say `"reasoning_effort": "none"`, as it was trained: without '
+    "that, thinkserve asks for a thought where the thought format has a prompt for one.",
+}
+
 CARD = """\
 ---
 {front_matter}---
@@ -39,8 +46,7 @@ Start model: `{model}`; this is iteration {iteration} of {iterations}, epoch {ep
 
     thinkserve serve FOLDER
 
-with the folder of this file: an OpenAI-compatible endpoint whose clients get the response and never the thought. It is a
-checkpoint like any other for vLLM and transformers, but their clients see the thoughts.
+with the folder of this file: {serving}
 
 ## Data
 {data}
@@ -82,6 +88,7 @@ def write_card(path: Path, context: StageContext, epoch: int) -> None:
         iterations=recipe.iterations,
         arm=context.arm,
         what=WHAT[context.arm],
+        serving=SERVING[context.arm],
         model=_public(recipe.model),
         epoch=epoch,
         epochs=recipe.dpo.epochs,
@@ -89,7 +96,7 @@ def write_card(path: Path, context: StageContext, epoch: int) -> None:
         data=_data(context),
         training=_fields(_read(folder.dpo / "result.json"), TRAINING),
         before=context.iteration - 1,
-        validation=_validation(_read(folder.validation)),
+        validation=_validation(_read(folder.validation), recipe),
         scores=_scores(_read(context.run.results), context),
         recipe=_table(
             ["key", "value"], [[f"`{key}`", value] for key, value in _leaves(msgspec.to_builtins(recipe))]
@@ -156,16 +163,19 @@ def _data(context: StageContext) -> str:
     return f"Instructions:\n\n{prompts}\n\nPairs of this iteration:\n\n{pairs}"
 
 
-def _validation(found: Mapping[str, Any]) -> str:
+def _validation(found: Mapping[str, Any], recipe: Recipe) -> str:
     candidates = [one for one in found.get("candidates", []) if isinstance(one, Mapping)]
     names = list(dict.fromkeys(name for one in candidates for name in one))
     rows = [
         [*(_shown(one.get(name)) for name in names), "chosen" if one.get("epoch") == found["chosen"] else ""]
         for one in candidates
     ]
+    meaning = ""
+    if recipe.judge.kind == "pairwise":
+        meaning = " The score is how often the judge prefers a response to that of epoch 0, from 0 to 1."
     reason = f" Chosen: {found['reason']}." if found.get("reason") else ""
     return (
-        f"On held-out instructions, by the judge of training; epoch 0 is the start model.{reason}\n\n"
+        f"On held-out instructions, by the judge of training; epoch 0 is the model before.{meaning}{reason}\n\n"
         + _table([*(name.replace("_", " ") for name in names), ""], rows)
     )
 

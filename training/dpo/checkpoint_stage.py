@@ -44,8 +44,12 @@ def run(context: StageContext) -> Mapping[str, Any]:
     with explain_full_disk(folder.path, "the checkpoint"):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        for file in source.iterdir():
-            _link(file, draft / file.name)
+        for path in source.rglob("*"):
+            target = draft / path.relative_to(source)
+            if path.is_dir():  # of a tokenizer with several chat templates
+                target.mkdir()
+            else:
+                _link(path, target)
         write_card(draft / "README.md", context, epoch)
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -53,7 +57,7 @@ def run(context: StageContext) -> Mapping[str, Any]:
     draft.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     removed = [] if context.recipe.compute.keep_epochs else _remove_other_epochs(folder, epoch)
-    files = list(out.iterdir())
+    files = filter(Path.is_file, out.rglob("*"))
     return {
         "epoch": epoch,
         "gigabytes": sum(file.stat().st_size for file in files) / 1e9,

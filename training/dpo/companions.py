@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ def write_companions(out: Path, start: StartModel, recipe: Recipe, arm: Arm) -> 
     start.tokenizer().save_pretrained(out)
     decoding(start, recipe.sample).save_pretrained(out)
     _write_format(out, start, recipe, arm)
-    for file in out.iterdir():
-        file.chmod(0o644)  # transformers writes weights that only their owner may read
+    # transformers writes weights that only their owner may read. A tokenizer with several chat templates has a folder.
+    for file in filter(Path.is_file, out.rglob("*")):
+        file.chmod(0o644)
 
 
 def decoding(start: StartModel, sample: SampleRecipe) -> Any:
@@ -46,14 +47,21 @@ def decoding(start: StartModel, sample: SampleRecipe) -> Any:
 
 def _write_format(out: Path, start: StartModel, recipe: Recipe, arm: Arm) -> None:
     """The recipe's format, else the start model's; a model of the direct arm does not learn a new one."""
-    own = start.folder / CHECKPOINT_FILE if start.folder is not None else None
-    has_own = own is not None and own.exists()
-    if recipe.thought_format is not None and not (arm == "direct" and has_own):
-        text = json.dumps(_as_dict(get_format(recipe.thought_format)), ensure_ascii=False, indent=2)
-        (out / CHECKPOINT_FILE).write_text(text + "\n", encoding="utf-8")
-    elif has_own:
-        assert own is not None
+    file = start.folder / CHECKPOINT_FILE if start.folder is not None else None
+    own = file if file is not None and file.exists() else None
+    asked = None if arm == "direct" and own is not None else recipe.thought_format
+    named = asked or own
+    if named is None:
+        return
+    format = get_format(named)
+    if arm == "direct" and not (format.allows_direct or format.opening_in_prompt):
+        # Else nobody could ask it as it was trained: without the thought prompt.
+        format = replace(format, direct=True)
+    elif own is not None and asked is None:
         shutil.copyfile(own, out / CHECKPOINT_FILE)
+        return
+    text = json.dumps(_as_dict(format), ensure_ascii=False, indent=2)
+    (out / CHECKPOINT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _as_dict(format: ThoughtFormat) -> dict[str, Any]:

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from thinkserve.errors import ThinkserveError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of safetensors (which keeps the system's words) and of torch.save (which has none of its own for the reason).
+# Of safetensors and tokenizers (which keep the system's words) and of torch.save (which has none of its own for the reason).
 _WORDS = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter failed", "unexpected pos")
 
 
@@ -25,7 +23,7 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as exc:
+    except Exception as exc:  # tokenizers raises an error of no other kind
         if not _is_full(exc):
             raise
         raise ThinkserveError(
@@ -34,7 +32,9 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
         ) from exc
 
 
-def _is_full(exc: BaseException) -> bool:
+def _is_full(exc: Exception) -> bool:
+    if isinstance(exc, ThinkserveError):  # says what to do already
+        return False
     if isinstance(exc, OSError) and exc.errno is not None:
         return exc.errno in _FULL
     return any(word.casefold() in str(exc).casefold() for word in _WORDS)

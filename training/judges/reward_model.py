@@ -8,6 +8,7 @@ batch's shape changes the last digits of a score.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -74,6 +75,8 @@ class RewardModelJudge:
         self, recipe: JudgeRecipe, tokenizer: PreTrainedTokenizerBase, limit: int, pool: RewardPool
     ) -> None:
         self._recipe, self._tokenizer, self._limit, self._pool = recipe, tokenizer, limit, pool
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._numbers = dict.fromkeys(
             ("responses", "tokens", "padded_tokens", "batches", "cut", "not_finite"), 0
         )
@@ -176,8 +179,18 @@ class RewardModelJudge:
         return opened, conversations
 
     def _render(self, instruction: str, response: str) -> str:
-        messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": response}]
+        messages = [
+            {"role": "user", "content": self._harmless(instruction)},
+            {"role": "assistant", "content": self._harmless(response)},
+        ]
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+
+    def _harmless(self, text: str) -> str:
+        """Judged text with a space in all that would become a special token.
+
+        Else a response could end its turn, and go on as a user who praises it (`prompt.py` has the same for LLMs).
+        """
+        return self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         # The template has written the special tokens already.

@@ -16,6 +16,7 @@ from thinkserve.training.pairs.selection import Pick, Reason, Selection
 from thinkserve.training.pairs.tuning import Tuning
 from thinkserve.training.recipe import Recipe
 from thinkserve.training.records import CutOutput, OutputRecord
+from thinkserve.training.report.pair_histograms import number
 
 SCHEMA = "thinkserve.pairs/1"
 
@@ -144,9 +145,9 @@ def _warnings(tuning: Tuning, counts: Mapping[str, Any], recipe: Recipe) -> list
     taken, pairs = tuning.taken, counts["pairs"]
     if recipe.pairs.rho == "auto" and not taken.reached:
         found.append(
-            f"At rho {taken.rho:g}, the last of pairs.rho_steps, chosen responses are longer than rejected ones "
-            f"({taken.chosen_length:,.1f} and {taken.rejected_length:,.1f} {recipe.pairs.length} in the mean); add larger "
-            "steps to control length."
+            f"At rho {taken.rho:g}, the last of pairs.rho_steps, chosen responses are still longer than rejected ones, by "
+            f"{number(taken.longer)} {recipe.pairs.length} of {number(taken.chosen_length)} in the mean; add larger steps "
+            "to control length."
         )
     if pairs < recipe.dpo.batch:
         found.append(

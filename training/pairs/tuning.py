@@ -26,11 +26,16 @@ class Step:
     """Instructions with another pair, or another reason for none, than without length control."""
 
     @property
+    def longer(self) -> float:
+        """By how much chosen responses are longer than rejected ones on average; 0 where there is no such pair."""
+        if self.chosen_length is None or self.rejected_length is None:
+            return 0.0
+        return self.chosen_length - self.rejected_length
+
+    @property
     def reached(self) -> bool:
         """Whether chosen responses are not longer than rejected ones on average."""
-        if self.chosen_length is None or self.rejected_length is None:
-            return True
-        return self.chosen_length <= self.rejected_length
+        return self.longer <= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from thinkserve.eval.records import Record
 from thinkserve.training.recipe import PromptsRecipe
 
 CATEGORY = "category"
+"""The scheme of categories of training prompts."""
 BEFORE_THE_USER = ("system", "developer")
 
 

@@ -24,7 +24,7 @@ from thinkserve.training.report.arms import (
     interval_of,
     metric_of,
 )
-from thinkserve.training.report.iterations import measured
+from thinkserve.training.report.iterations import measured, rate_cell
 from thinkserve.training.report.loading import TrainRun
 from thinkserve.training.report.measures import CategoryDifference, CategoryMeasure, Results
 
@@ -209,8 +209,8 @@ def _table(run: TrainRun, results: Results, decoding: Decoding, stands: Sequence
     for name in _names(stands):
         row: list[Child] = [name, whole(_size(stands, name))]
         for stand in stands:
-            row += [_number(stand.before.get(name))] if stand.before else []
-            row.append(_number(stand.after.get(name)))
+            row += [rate_cell(stand.before.get(name))] if stand.before else []
+            row.append(rate_cell(stand.after.get(name)))
             row += [changes[stand.arm].get(name, MISSING)] if stand.before else []
         row += _paired_cells(paired.get(name)) if paired else []
         rows.append(row)
@@ -221,15 +221,6 @@ def _table(run: TrainRun, results: Results, decoding: Decoding, stands: Sequence
         class_="how",
     )
     return folded(title, how, plain_table(title, head, rows, class_="tall" if len(rows) > 60 else ""))
-
-
-def _number(measure: CategoryMeasure | None) -> Html:
-    if measure is None or measure.rate is None:
-        return tag("td", MISSING, class_="number")
-    span = None if measure.ends is None else tag("span", between(*measure.ends), class_="interval")
-    return tag(
-        "td", points(measure.rate), " " if span else None, span, class_="number", data_value=measure.rate
-    )
 
 
 def _paired_cells(one: CategoryDifference | None) -> list[Child]:

@@ -124,14 +124,17 @@ def _stages_table(run: TrainRun, found: Sequence[Spent], total: float) -> Html:
 
 
 def tokens_of(numbers: Mapping[str, Any]) -> float:
-    """The tokens that a stage counted, whatever it calls them: means, limits and rates are no counts."""
+    """The tokens that a stage counted, whatever it calls them.
+
+    Means, limits and rates are no counts, and with padding the same tokens would count twice.
+    """
     return sum(
         value
         for key, value in leaves(numbers)
         if isinstance(value, int)
         and not isinstance(value, bool)
         and (name := key.rpartition(".")[2]).endswith("tokens")
-        and not name.startswith(("mean", "max", "longest", "chosen", "rejected"))
+        and not name.startswith(("mean", "max", "longest", "chosen", "rejected", "padded"))
     )
 
 

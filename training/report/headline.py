@@ -30,7 +30,7 @@ def _compared(run: TrainRun, results: Results, compared: list[Decoding]) -> Html
     iteration, first = _last(results, compared[0])
     sentence = join(
         _after(run, iteration),
-        _stands(first, iteration),
+        _stands(first, iteration, metric_of(run.recipe).lower()),
         "" if compared[0] == "greedy" else f", sampled at temperature {run.recipe.evaluate.temperature:g}",
         _detail(first),
     )
@@ -59,7 +59,7 @@ def _side(difference: Difference) -> str:
     return "above" if difference.difference > 0 else "below"
 
 
-def _stands(difference: Difference, iteration: int) -> Html:
+def _stands(difference: Difference, iteration: int, metric: str) -> Html:
     other = "direct mode" if iteration == 0 else "the direct baseline trained the same way"
     if difference.n is not None and difference.n < FEW:
         return join(
@@ -67,9 +67,13 @@ def _stands(difference: Difference, iteration: int) -> Html:
         )
     if difference.clear:
         gap = tag("b", f"{points(abs(difference.gain))} points {_side(difference)}")
-        return join("thought mode is ", gap, f" {other}")
+        return join("thought mode is ", gap, f" {other} in {metric}")
     return join(
-        "thought mode and ", other, " ", tag("b", "cannot be told apart"), f": {gain(difference.gain)} points"
+        "thought mode and ",
+        other,
+        " ",
+        tag("b", "cannot be told apart"),
+        f": {gain(difference.gain)} points of {metric}",
     )
 
 

@@ -21,7 +21,7 @@ from thinkserve.training.report.arms import (
 )
 from thinkserve.training.report.lines import WIDE, Line, Point, figure, lines, whole_axis
 from thinkserve.training.report.loading import TrainRun
-from thinkserve.training.report.measures import DECODINGS, Difference, Measure, Results
+from thinkserve.training.report.measures import DECODINGS, CategoryMeasure, Difference, Measure, Results
 
 DRAW = 50.0
 NOTHING = "No iteration has been measured yet."
@@ -161,7 +161,7 @@ def _table(run: TrainRun, results: Results, arms: Sequence[Arm], decoding: Decod
     rows: list[list[Child]] = []
     for found in results.ordered:
         measures = [found.of(arm).get(decoding) for arm in arms]
-        row: list[Child] = [_iteration_name(found.iteration), *map(_rate_cell, measures)]
+        row: list[Child] = [_iteration_name(found.iteration), *map(rate_cell, measures)]
         if compared:
             row += _difference_cells(found.paired.get(decoding))
         sizes = sorted({measure.n for measure in measures if measure is not None})
@@ -175,7 +175,8 @@ def _iteration_name(number: int) -> str:
     return "0 (start)" if number == 0 else str(number)
 
 
-def _rate_cell(measure: Measure | None) -> Html:
+def rate_cell(measure: CategoryMeasure | None) -> Html:
+    """A cell of a table with a rate and its interval."""
     if measure is None or measure.rate is None:
         return tag("td", MISSING, class_="number")
     span = None if measure.ends is None else tag("span", between(*measure.ends), class_="interval")

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
 from thinkserve.errors import UsageError
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.records import read_bytes
 from thinkserve.training.folder import STAGES, Decoding, IterationFolder, Stage, TrainFolder
 from thinkserve.training.recipe import Arm, Recipe
-from thinkserve.training.recipe_values import Origin, convert
+from thinkserve.training.recipe_file import kept_recipe
 from thinkserve.training.records import EvaluationRecord
 from thinkserve.training.report.measures import Results, read_results
 
@@ -168,19 +167,9 @@ def read_run(path: Path) -> TrainRun:
         raise UsageError(
             f"{path}: there is no recipe.yaml: name a folder that `thinkserve train` has written, or is writing"
         )
-    recipe = _recipe(recipe_path)
+    recipe = kept_recipe(recipe_path)
     folder = TrainFolder(path, recipe.mode)
     return TrainRun(folder, recipe, read_results(folder.results))
-
-
-def _recipe(path: Path) -> Recipe:
-    """As it was kept. Unlike for a run, the files that it names need not be there: folders are looked at elsewhere too."""
-    try:
-        data = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError as exc:
-        raise UsageError(f"{path}: is no YAML: {' '.join(str(exc).split())}") from exc
-    recipe: Recipe = convert(data, Recipe, "", Origin(path))
-    return recipe
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

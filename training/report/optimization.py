@@ -111,10 +111,13 @@ def _validation(run: TrainRun, found: Sequence[tuple[IterationView, Validation]]
     for number in numbers:
         here = [(view.arm, one) for view, one in found if view.number == number]
         figures.append(_epochs(number, here, whole_axis(last), y))
-    how = (
-        "Mean judge score of the responses to validation instructions. Filled: the epoch that was chosen; 0 is the model "
-        "that the iteration started from."
-    )
+    what = "Mean judge score of the responses to validation instructions."
+    if run.recipe.judge.kind == "pairwise":
+        what = (
+            "How often the judge prefers the response to a validation instruction to that of epoch 0, from 0 to 1; ties count "
+            "half."
+        )
+    how = f"{what} Filled: the epoch that was chosen; 0 is the model that the iteration started from."
     return join(
         tag("h4", "Validation by epoch"),
         tag("p", how, class_="how"),
