@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from thinkserve.training import measuring, records
-from thinkserve.training.folder import Decoding
+from thinkserve.training.dpo.card import add_scores
+from thinkserve.training.folder import DECODINGS, Decoding
 from thinkserve.training.judges.opening import open_judge
 from thinkserve.training.prompts.stage import read_instructions
 from thinkserve.training.recipe import EvaluateRecipe, Recipe
 from thinkserve.training.records import CutOutput, EvaluationRecord
+from thinkserve.training.results import measure
 from thinkserve.training.sampling.generator import Sampling
 from thinkserve.training.split import mean
 from thinkserve.training.stage import StageContext
-
-DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 
 
 def samplings(recipe: Recipe) -> dict[Decoding, Sampling]:
@@ -57,6 +57,7 @@ async def _run(context: StageContext) -> Mapping[str, Any]:
         context, context.model, instructions, wanted, arm=context.arm, counted=found
     )
     asked = recipe.evaluate.judge or recipe.judge
+    own: dict[str, Any] = {}
     async with open_judge(asked, cache=folder.judgments, seed=recipe.seed) as judge:
         for name in DECODINGS:
             outputs = generated[drafts[name]]
@@ -74,16 +75,17 @@ async def _run(context: StageContext) -> Mapping[str, Any]:
                 values = await measuring.prefer(
                     context, judge, instructions, outputs, baseline, log, max_unscored=asked.max_unscored
                 )
-            records.write(
-                folder.evaluation(name),
-                (
-                    _record(one.id, outputs[one.id], scores[one.id], values[one.id], one.categories)
-                    for one in instructions
-                ),
-            )
+            measured = [
+                _record(one.id, outputs[one.id], scores[one.id], values[one.id], one.categories)
+                for one in instructions
+            ]
+            records.write(folder.evaluation(name), measured)
+            own[name] = measure(measured, recipe.evaluate.metric, recipe.seed)
             known = [value for value in values.values() if value is not None]
             found[name] = {recipe.evaluate.metric: mean(known), "unscored": len(values) - len(known)}
         found["judge"] = dict(judge.numbers)
+    if context.iteration > 0:
+        add_scores(folder.checkpoint / "README.md", context, own)
     for path in drafts.values():
         path.unlink()
     return found

@@ -33,6 +33,7 @@ Stage = Literal[
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Decoding = Literal["greedy", "sampled"]
+DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 # What makes M_t out of M_(t-1), in order; `evaluate` measures it, and is all there is of iteration 0.
 TRAINING_STAGES: tuple[Stage, ...] = STAGES[2:-1]
 

@@ -13,8 +13,7 @@ import msgspec
 from thinkserve.eval.records import write_whole
 from thinkserve.eval.statistics import bootstrap_mean_ci, holm, paired_bootstrap
 from thinkserve.training import records
-from thinkserve.training.evaluate import DECODINGS
-from thinkserve.training.folder import Decoding, TrainFolder
+from thinkserve.training.folder import DECODINGS, Decoding, TrainFolder
 from thinkserve.training.prompts.row import CATEGORY
 from thinkserve.training.recipe import Arm, Recipe
 from thinkserve.training.records import EvaluationRecord

@@ -20,6 +20,7 @@ from thinkserve.errors import ThinkserveError, UsageError
 from thinkserve.pocket import CHECKPOINT, SEED_CHECKPOINT
 from thinkserve.serve import find_format, find_source
 from thinkserve.thoughts import get_format
+from thinkserve.training.dpo.card import add_scores
 from thinkserve.training.dpo.checkpoint_stage import run
 from thinkserve.training.dpo.companions import decoding, write_companions
 from thinkserve.training.dpo.disk import explain_full_disk
@@ -304,6 +305,35 @@ def test_card_has_recipe_data_validation_and_scores(stage: StageContext) -> None
     assert "0.999" not in text  # neither the other arm's nor a later one's
     assert "| `dpo.beta` | 0.1 |" in text and "| pairs | 8 |" in text
     assert "thinkserve serve FOLDER" in text
+
+
+def test_card_has_the_scores_of_the_model_itself_once_they_are_measured(stage: StageContext) -> None:
+    def measured(accuracy: float) -> dict[str, object]:
+        return {"n": 40, "accuracy": accuracy, "score": 0.5, "ci": [0.3, 0.47], "parse_failures": 0.0}
+
+    stage.run.results.write_text(
+        json.dumps(
+            {
+                "metric": "accuracy",
+                "iterations": [{"iteration": 0, "thought": {"sampled": measured(0.385)}}],
+            }
+        )
+    )
+    run(stage)
+    card = stage.folder.checkpoint / "README.md"
+    before = card.read_text(encoding="utf-8")
+    own = {"greedy": measured(0.625), "sampled": measured(0.5625)}
+    for _ in range(2):  # the stage may be killed after it, and run again
+        add_scores(card, stage, own)
+    after = card.read_text(encoding="utf-8")
+    for line in ("| 0 | sampled | 0.385 |", "| 1 | greedy | 0.625 |", "| 1 | sampled | 0.5625 |"):
+        assert after.count(line) == 1
+    sections = [line for line in before.splitlines() if line.startswith("## ")]
+    assert [line for line in after.splitlines() if line.startswith("## ")] == sections
+    assert after.partition("## Recipe")[2] == before.partition("## Recipe")[2]
+    card.unlink()
+    add_scores(card, stage, own)  # nobody's card: nothing to do
+    assert not card.exists()
 
 
 def test_card_names_nothing_of_the_machine(trained: StageContext, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from thinkserve.eval.instruction import id_of
 from thinkserve.eval.records import write_records
 from thinkserve.thoughts import Response
 from thinkserve.training import evaluate, records, validate
-from thinkserve.training.evaluate import DECODINGS
-from thinkserve.training.folder import Stage, TrainFolder
+from thinkserve.training.folder import DECODINGS, Stage, TrainFolder
 from thinkserve.training.recipe import DpoRecipe, EvaluateRecipe, JudgeRecipe, Recipe
 from thinkserve.training.records import CutOutput, EvaluationRecord, OutputRecord
 from thinkserve.training.results import measure

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from thinkserve.eval.records import write_whole
 from thinkserve.training.dpo.start_model import StartModel
 from thinkserve.training.recipe import Recipe
 from thinkserve.training.stage import StageContext
@@ -180,23 +181,46 @@ def _validation(found: Mapping[str, Any], recipe: Recipe) -> str:
     )
 
 
-def _scores(results: Mapping[str, Any], context: StageContext) -> str:
-    rows = []
-    for iteration in results.get("iterations", []):
-        if iteration["iteration"] >= context.iteration:
-            continue
-        for decoding, measured in iteration.get(context.arm, {}).items():
-            metric = results.get("metric", "accuracy")
-            names = (metric, "ci", "score", "parse_failures", "n")
-            rows.append(
-                [
-                    str(iteration["iteration"]),
-                    decoding,
-                    *(_shown(measured.get(name)) for name in names),
-                ]
-            )
-    header = ["iteration", "decoding", str(results.get("metric", "accuracy")), "interval", "judge score"]
+def add_scores(path: Path, context: StageContext, own: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the scores of the model itself into its card, once they are measured.
+
+    Args:
+        path: of the card; if somebody has removed it, nothing is done.
+        context: of the stage.
+        own: from way of decoding to what was measured.
+    """
+    if not path.exists():
+        return
+    before, _, rest = path.read_text(encoding="utf-8").partition(SCORES)
+    after = rest[rest.index(RECIPE) :]
+    scores = _scores(_read(context.run.results), context, own)
+    write_whole(path, f"{before}{SCORES}{scores}{after}".encode())
+
+
+SCORES, RECIPE = "\n## Scores\n", "\n\n## Recipe\n"
+
+
+def _scores(
+    results: Mapping[str, Any], context: StageContext, own: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """A table of the models before this one and, once they are known, of its own numbers."""
+    metric = str(results.get("metric", context.recipe.evaluate.metric))
+    found = {
+        one["iteration"]: one.get(context.arm, {})
+        for one in results.get("iterations", [])
+        if one["iteration"] < context.iteration
+    }
+    found |= {context.iteration: own} if own else {}
+    names = (metric, "ci", "score", "parse_failures", "n")
+    rows = [
+        [str(iteration), decoding, *(_shown(measured.get(name)) for name in names)]
+        for iteration, by_decoding in found.items()
+        for decoding, measured in by_decoding.items()
+    ]
+    header = ["iteration", "decoding", metric, "interval", "judge score"]
     table = _table([*header, "without a readable response", "instructions"], rows)
+    if own:
+        return f"On instructions that nothing was chosen by; this model is iteration {context.iteration}.\n\n{table}"
     return (
         "Of the models before this one, on instructions that nothing was chosen by. This one's are in the run's "
         f"`results.json` and `report.html`.\n\n{table}"

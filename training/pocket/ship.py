@@ -19,7 +19,7 @@ from thinkserve.errors import UsageError
 from thinkserve.training.folder import TrainFolder
 from thinkserve.training.pocket.card import write_trained_card
 from thinkserve.training.pocket.seed import STANDARD, measure
-from thinkserve.training.recipe_file import load_recipe
+from thinkserve.training.recipe_file import differing_keys, find_recipe, load_recipe
 
 
 def ship(run: Path, out: Path, iteration: int | None = None) -> None:
@@ -31,9 +31,14 @@ def ship(run: Path, out: Path, iteration: int | None = None) -> None:
         iteration: None: the last.
 
     Raises:
-        UsageError: the run has no such checkpoint.
+        UsageError: the run has no such checkpoint, or is not of the pocket recipe.
     """
     recipe = load_recipe(run / "recipe.yaml")
+    usual = load_recipe(find_recipe("pocket"), [f"seed={recipe.seed}", f"iterations={recipe.iterations}"])
+    if changed := differing_keys(usual, recipe):
+        raise UsageError(
+            f"{run} is of another recipe than the card would say: it changes {', '.join(changed)}"
+        )
     number = recipe.iterations if iteration is None else iteration
     checkpoint = TrainFolder(run, recipe.mode).iteration("thought", number).checkpoint
     if not checkpoint.is_dir():
