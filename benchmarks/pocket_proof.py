@@ -225,13 +225,18 @@ def report(out: Path, runs: Sequence[Run], ablation_runs: Sequence[Run]) -> str:
     for letter in sorted({run.name[0] for run in done}):
         some = [run for run in done if run.name[0] == letter]
         found = [results_of(out, run) for run in some]
-        parts += [f"### Seed model {letter.upper()}, {len(some)} sampling seeds", *by_iteration(found), ""]
-        parts += [*scores_table(found), "", "#### By category, T = 1", *by_category(found, "sampled"), ""]
-        parts += ["#### By category, greedy", *by_category(found, "greedy"), ""]
-        parts += ["#### Styles of thought, T = 1", *styles(out, some), ""]
+        parts += [
+            f"### Seed model {letter.upper()}, {len(some)} sampling seeds",
+            "",
+            *by_iteration(found),
+            "",
+        ]
+        parts += [*scores_table(found), "", "#### By category, T = 1", "", *by_category(found, "sampled"), ""]
+        parts += ["#### By category, greedy", "", *by_category(found, "greedy"), ""]
+        parts += ["#### Styles of thought, T = 1", "", *styles(out, some), ""]
     finished = [run for run in ablation_runs if (out / run.name / "results.json").exists()]
     if finished:
-        parts += ["### Ablations", *ablations(out, runs[0], finished)]
+        parts += ["### Ablations", "", *ablations(out, runs[0], finished)]
     return "\n".join(parts) + "\n"
 
 
