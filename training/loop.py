@@ -165,19 +165,21 @@ class _Loop:
                 write_results(self._run, self._recipe)
 
     async def _run_only(self, only: Stage) -> None:
-        waiting = []
-        for arm in self._recipe.arms:
-            todo = (
-                step
-                for step in (*shared_steps(self._recipe), *steps(self._recipe, arm))
-                if not self._done(step)
+        next_steps = [self._next(arm) for arm in self._recipe.arms]
+        wanted = [step for step in next_steps if step is not None and step.stage == only]
+        if not wanted:
+            waiting = (
+                f"{step.stage} (iteration {step.iteration}, {arm})" if step else f"none ({arm})"
+                for arm, step in zip(self._recipe.arms, next_steps, strict=True)
             )
-            step = next(todo, None)
-            if step is not None and step.stage == only:
-                await self._run_step(step)
-                return
-            waiting.append(f"{step.stage} (iteration {step.iteration}, {arm})" if step else f"none ({arm})")
-        raise UsageError(f"--stage {only}: it is not the next stage here; next is {', '.join(waiting)}")
+            raise UsageError(f"--stage {only}: it is not the next stage here; next is {', '.join(waiting)}")
+        for step in wanted:
+            await self._run_step(step)
+
+    def _next(self, arm: Arm) -> Step | None:
+        """What an arm has to do next; what comes before both arms is the same step for both. None: it is finished."""
+        every = (*shared_steps(self._recipe), *steps(self._recipe, arm))
+        return next((step for step in every if not self._done(step)), None)
 
     def _done(self, step: Step) -> bool:
         marker = step.folder(self._run).marker(step.stage)
@@ -241,7 +243,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _environment(recipe: Recipe) -> dict[str, str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if recipe.compute.threads is not None:
-        # Threads that spin while they wait take the core from those of the other arm.
+        # torch takes its number of threads from there, and stages without torch need not load it to be told. Threads that
+        # spin while they wait take the core from those of the other arm.
         environment |= {"OMP_NUM_THREADS": str(recipe.compute.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return environment
 

@@ -97,8 +97,6 @@ def main() -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     recipe = load_recipe(Path(path) / "recipe.yaml")
-    if recipe.compute.threads is not None:
-        _limit_threads(recipe.compute.threads)
     run = TrainFolder(Path(path), recipe.mode)
     context = StageContext(run, recipe, cast(Arm, arm), int(iteration), cast(Stage, stage))
     try:
@@ -117,12 +115,6 @@ def _end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it has ended in between
             sys.exit(1)
-
-
-def _limit_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from thinkserve.eval.arena.version import Version
-from thinkserve.eval.bench import Unreadable
+from thinkserve.eval.bench import Reply, Unreadable
 from thinkserve.eval.match import Verdict
 
 # From label to the preference for A.
@@ -30,6 +31,19 @@ _DOUBLE = re.compile(r"\[\[([AB<>=\s]+)\]\]")
 _SINGLE = re.compile(r"\[([AB<>=\s]+)\]")
 _THOUGHT_BEGINS = re.compile(r"^[ \t]*<think>", re.MULTILINE | re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</think>", re.IGNORECASE)
+
+
+def last_mark(reply: Reply, marks: re.Pattern[str]) -> Any | Unreadable:
+    """The last mark behind the judge's own thoughts, as `findall` gives it, or why there is none.
+
+    A reply that was cut off has none: a mark in it may be one that the judge only considered, or quoted.
+    """
+    if not reply.text.strip():
+        return Unreadable("empty")
+    if reply.finish_reason == "length":
+        return Unreadable("truncated")
+    found = marks.findall(without_thoughts(reply.text))
+    return found[-1] if found else Unreadable("no verdict")
 
 
 def verdict_of(label: str, model_first: bool) -> Verdict:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Literal
 
-from thinkserve.eval.arena.verdict import without_thoughts
+from thinkserve.eval.arena.verdict import last_mark
 from thinkserve.eval.bench import JudgeRequest, Reply, Unreadable
 from thinkserve.eval.comparison import head_to_head
 from thinkserve.eval.fence import fence
@@ -76,18 +76,11 @@ class PairwiseProtocol:
         return JudgeRequest(({"role": "user", "content": fill(prompt(), values)},), self._settings)
 
     def read(self, instruction: Instruction, game: Game, reply: Reply) -> Verdict | Unreadable:
-        """The last verdict after the judge's own thoughts.
-
-        A reply that was cut off has none: what stands in it may be what a response said of itself.
-        """
-        if not reply.text.strip():
-            return Unreadable("empty")
-        if reply.finish_reason == "length":
-            return Unreadable("truncated")
-        found = _VERDICT.findall(without_thoughts(reply.text))
-        if not found:
-            return Unreadable("no verdict")
-        label = found[-1].upper()
+        """The last verdict."""
+        found = last_mark(reply, _VERDICT)
+        if isinstance(found, Unreadable):
+            return found
+        label = found.upper()
         return _verdict(TIE if label == "TIE" else label, game)
 
     def follow_up(self, request: JudgeRequest, reply: Reply, unreadable: Unreadable) -> JudgeRequest | None:

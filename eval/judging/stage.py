@@ -155,7 +155,15 @@ async def play(
             decision = await judge.decide(
                 pair.instruction, game.game, pair.answer.response, pair.baseline.response
             )
-            latest[game.key] = _judgment(game, judge.name, decision)
+            latest[game.key] = judgment_of(
+                decision,
+                key=game.key,
+                id=pair.instruction.id,
+                game=game.game,
+                model=pair.model,
+                baseline=pair.baseline_model,
+                judge=judge.name,
+            )
             store.append(latest[game.key])
             if progress is not None:
                 progress.advance(failed=decision.verdict is None)
@@ -170,14 +178,27 @@ async def play(
     return _put_together(plan, judge.name, store, latest)
 
 
-def _judgment(planned: PlannedGame, judge: str, decision: Decision) -> Judgment:
+def judgment_of(
+    decision: Decision, *, key: str, id: str, game: Game, model: str, baseline: str, judge: str
+) -> Judgment:
+    """The record of a decision, made now.
+
+    Args:
+        decision: of the judge.
+        key: of its verdict.
+        id: of the instruction.
+        game: that was decided.
+        model: whose response was judged.
+        baseline: what it was shown beside.
+        judge: by name.
+    """
     return Judgment(
-        key=planned.key,
-        id=planned.pair.instruction.id,
-        game=planned.game.number,
-        model_first=planned.game.model_first,
-        model=planned.pair.model,
-        baseline=planned.pair.baseline_model,
+        key=key,
+        id=id,
+        game=game.number,
+        model_first=game.model_first,
+        model=model,
+        baseline=baseline,
         judge=judge,
         request_sha256=decision.request_sha256,
         raw=decision.raw,

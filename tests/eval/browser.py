@@ -122,3 +122,23 @@ def browser() -> Iterator[Browser]:
         finally:
             driver.terminate()
             driver.wait(30)
+
+
+_OVERFLOW = """
+  const wide = document.scrollingElement.scrollWidth - innerWidth;
+  return [wide, wide <= 0 ? [] : Array.from(document.querySelectorAll("body *"))
+    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map((e) => e.outerHTML.slice(0, 120))];
+"""
+OPEN = "document.querySelectorAll('details').forEach((e) => (e.open = true));"
+
+
+def check_page(tab: Browser, page: Path) -> None:
+    """Everything unfolded, the page is never wider than the screen, and asks for nothing but itself."""
+    tab.requested()
+    for width, dark in ((360, True), (768, False), (1280, False)):
+        tab.show(page, width=width, dark=dark)
+        assert tab.evaluate(_OVERFLOW) == [0, []], width
+        assert tab.evaluate(OPEN + _OVERFLOW) == [0, []], width
+        assert tab.evaluate("return window.hacked ?? null") is None
+    assert tab.console() == []
+    assert set(tab.requested()) == {page.as_uri()}

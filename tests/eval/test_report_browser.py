@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.browser import MISSING, Browser, browser
+from tests.eval.browser import MISSING, Browser, browser, check_page
 from tests.eval.report_world import THREE, World, build
 from thinkserve.eval.report.writing import write_report
 
@@ -25,12 +25,6 @@ WORLDS = {
     "bare": World({"m": 0.4, "n": 0.6}, bench="mine", topics=False, lengths=False, judgments=False, instructions=30),
     "tiny": World({"m": 0.4, "n": 0.6}, instructions=5),
 }  # fmt: skip
-OVERFLOW = """
-  const wide = document.scrollingElement.scrollWidth - innerWidth;
-  return [wide, wide <= 0 ? [] : Array.from(document.querySelectorAll("body *"))
-    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map((e) => e.outerHTML.slice(0, 120))];
-"""
-OPEN = "document.querySelectorAll('details').forEach((e) => (e.open = true));"
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_report_fits_any_screen_and_touches_nothing(
     tab: Browser, pages: dict[str, Path], name: str
 ) -> None:
-    """Everything unfolded, the page is never wider than the screen, and asks for nothing but itself."""
-    tab.requested()
-    for width, dark in ((360, True), (768, False), (1280, False)):
-        tab.show(pages[name], width=width, dark=dark)
-        assert tab.evaluate(OVERFLOW) == [0, []], width
-        assert tab.evaluate(OPEN + OVERFLOW) == [0, []], width
-        assert tab.evaluate("return window.hacked ?? null") is None
-    assert tab.console() == []
-    assert set(tab.requested()) == {pages[name].as_uri()}
+    check_page(tab, pages[name])
 
 
 def test_dark_and_light_differ_and_text_can_be_read(tab: Browser, pages: dict[str, Path]) -> None:

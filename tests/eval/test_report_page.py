@@ -6,60 +6,25 @@ import re
 from base64 import b64encode
 from dataclasses import replace
 from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.eval.report_world import HOSTILE, THREE, World, build
+from tests.eval.structure import Structure
 from thinkserve.errors import ThinkserveError, UsageError
 from thinkserve.eval.answer import Answer
 from thinkserve.eval.folder import RunFolder, answer_json
 from thinkserve.eval.judgment import Judgment, to_json
 from thinkserve.eval.match import Verdict
 from thinkserve.eval.records import RecordLog, write_records
-from thinkserve.eval.report.elements import VOID, tag, text
+from thinkserve.eval.report.elements import tag, text
 from thinkserve.eval.report.writing import open_report, write_report
 from thinkserve.eval.scores import Comparison, Difference, Group, Scores, read_scores, write_scores
 from thinkserve.thoughts import Response
 
 SMALL = World(THREE, instructions=90, hostile=90)
-
-
-class Structure(HTMLParser):
-    """The elements of a page; whether each one that was opened is closed, in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((name, dict(attributes)))
-        assert len(attributes) == len(dict(attributes)), f"an attribute of {name} is there twice"
-        if name not in VOID:
-            self.open.append(name)
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        """All that is to be read."""
-        return "".join(self.words).replace("\u00a0", " ")
-
-    def all(self, name: str) -> list[dict[str, str | None]]:
-        """The attributes of the elements of a name."""
-        return [attributes for found, attributes in self.elements if found == name]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.eval.browser import MISSING, Browser, browser
+from tests.eval.browser import MISSING, Browser, browser, check_page
+from tests.eval.structure import Structure
 from tests.training.pair_outputs import SCORES, Given, records
 from thinkserve.eval.instruction import Instruction
-from thinkserve.eval.report.elements import VOID
 from thinkserve.training.pairs.audit import Made, audit
 from thinkserve.training.pairs.candidates import candidates_of
 from thinkserve.training.pairs.examples import LONGEST
@@ -47,35 +46,6 @@ def statistics(n: int = 40, *, seed: int = 0, keys: dict[str, Any] | None = None
     made = Made(instructions, [cut for _, cut, _ in found], groups, tune(groups, recipe.pairs, 0))
     counted = {"arm": "thought", "iteration": 1, **audit(made, recipe, seed)}
     return msgspec.json.decode(msgspec.json.encode(counted), type=dict[str, Any])
-
-
-class Structure(HTMLParser):
-    """The elements and the words of a page, and that each that was opened is closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((name, dict(attributes)))
-        if name not in VOID:
-            self.open.append(name)
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        """All that is to be read."""
-        return "".join(self.words).replace("\u00a0", " ")
 
 
 def test_bins_have_round_edges_and_count_every_value() -> None:
@@ -174,12 +144,4 @@ def tab() -> Iterator[Browser]:
 def test_the_page_fits_any_screen_and_touches_nothing(tab: Browser, tmp_path: Path) -> None:
     page = tmp_path / "pairs.html"
     page.write_text(pair_page(statistics()), encoding="utf-8")
-    tab.requested()
-    opened = "document.querySelectorAll('details').forEach((e) => (e.open = true));"
-    for width, dark in ((360, True), (1280, False)):
-        tab.show(page, width=width, dark=dark)
-        overflow = tab.evaluate(opened + "return document.scrollingElement.scrollWidth - innerWidth;")
-        assert overflow <= 0, width
-        assert tab.evaluate("return window.hacked ?? null") is None
-    assert tab.console() == []
-    assert set(tab.requested()) == {page.as_uri()}
+    check_page(tab, page)

@@ -157,6 +157,16 @@ def test_a_stage_that_is_not_next_is_refused_and_the_next_one_named(tmp_path: Pa
     assert "next is prompts" in done.stderr
 
 
+def test_a_stage_alone_is_run_in_each_arm_whose_next_one_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for stage in ("prompts", "evaluate"):
+        done = train(out, "mode=both", options=("--stage", stage))
+        assert done.returncode == 0, done.stdout + done.stderr
+    for folder in (out, out / "direct"):
+        assert (folder / "iter-0" / "stages" / "evaluate.json").exists()
+        assert not (folder / "iter-1").exists()
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = subprocess.Popen(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.eval.test_report_page import Structure
+from tests.eval.structure import Structure
 from tests.training.train_world import SKILLS, World, build, stopped, write_marker
 from thinkserve.errors import ThinkserveError, UsageError
 from thinkserve.eval.records import write_records, write_whole

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.browser import MISSING, Browser, browser
+from tests.eval.browser import MISSING, OPEN, Browser, browser, check_page
 from tests.training.train_world import World, build, stopped
 from thinkserve.training.report.page import write_report
 
@@ -22,12 +22,6 @@ WORLDS = {
     "hostile": World(iterations=1, instructions=42, hostile=True),
     "stopped": stopped(World(mode="thought", instructions=42), "thought", 1, "validate"),
 }
-OVERFLOW = """
-  const wide = document.scrollingElement.scrollWidth - innerWidth;
-  return [wide, wide <= 0 ? [] : Array.from(document.querySelectorAll("body *"))
-    .filter((e) => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map((e) => e.outerHTML.slice(0, 120))];
-"""
-OPEN = "document.querySelectorAll('details').forEach((e) => (e.open = true));"
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +38,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_page_fits_any_screen_and_touches_nothing(tab: Browser, pages: dict[str, Path], name: str) -> None:
-    """Everything unfolded, the page is never wider than the screen, and asks for nothing but itself."""
-    tab.requested()
-    for width, dark in ((360, True), (768, False), (1280, False)):
-        tab.show(pages[name], width=width, dark=dark)
-        assert tab.evaluate(OVERFLOW) == [0, []], width
-        assert tab.evaluate(OPEN + OVERFLOW) == [0, []], width
-        assert tab.evaluate("return window.hacked ?? null") is None
-    assert tab.console() == []
-    assert set(tab.requested()) == {pages[name].as_uri()}
+    check_page(tab, pages[name])
 
 
 def test_the_verdict_is_on_the_first_screen(tab: Browser, pages: dict[str, Path]) -> None:

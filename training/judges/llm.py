@@ -28,6 +28,7 @@ from thinkserve.eval.config import Keys, key_from
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judging.client import ChatClient
 from thinkserve.eval.judging.judge import ApiJudge, Decision
+from thinkserve.eval.judging.stage import judgment_of
 from thinkserve.eval.judging.store import JudgmentStore
 from thinkserve.eval.judgment import Judgment, key_of
 from thinkserve.eval.match import Game
@@ -118,7 +119,15 @@ class LlmJudge:
                 f"{self._url}: the judge gave no answer for {time.monotonic() - began:,.0f} s ({decision.failures[-1]}); "
                 "run again when it is up: what was judged is kept"
             )
-        judgment = _judgment(key, question, self.name, decision)
+        judgment = judgment_of(
+            decision,
+            key=key,
+            id=question.instruction.id,
+            game=GAME,
+            model=_short(question.response),
+            baseline=_short(question.beside),
+            judge=self.name,
+        )
         self._store.append(judgment)
         if judgment.verdict is None:
             self._without_verdict[key] = judgment
@@ -206,28 +215,6 @@ async def _responds(url: str) -> bool:
             return response.status not in _NOBODY_BEHIND
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
-
-
-def _judgment(key: str, question: Question, judge: str, decision: Decision) -> Judgment:
-    return Judgment(
-        key=key,
-        id=question.instruction.id,
-        game=GAME.number,
-        model_first=GAME.model_first,
-        model=_short(question.response),
-        baseline=_short(question.beside),
-        judge=judge,
-        request_sha256=decision.request_sha256,
-        raw=decision.raw,
-        verdict=decision.verdict,
-        failure=None if decision.verdict is not None else (decision.failures or ("no verdict",))[-1],
-        attempts=decision.attempts,
-        prompt_tokens=decision.prompt_tokens,
-        completion_tokens=decision.completion_tokens,
-        seconds=decision.seconds,
-        created=round(time.time(), 3),
-        failures=decision.failures,
-    )
 
 
 def _short(response: Response) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from thinkserve.errors import UsageError
-from thinkserve.eval.arena.verdict import without_thoughts
+from thinkserve.eval.arena.verdict import last_mark
 from thinkserve.eval.bench import JudgeRequest, Reply, Unreadable
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.judgment import Judgment
@@ -75,18 +75,11 @@ class PairwiseProtocol:
         return JudgeRequest(({"role": "user", "content": self._prompt.fill(values)},), self._settings)
 
     def read(self, instruction: Instruction, game: Game, reply: Reply) -> Verdict | Unreadable:
-        """The last verdict after the judge's own thoughts.
-
-        A reply that was cut off has none: a verdict in it may be one that the judge only considered.
-        """
-        if not reply.text.strip():
-            return Unreadable("empty")
-        if reply.finish_reason == "length":
-            return Unreadable("truncated")
-        found = _VERDICT.findall(without_thoughts(reply.text))
-        if not found:
-            return Unreadable("no verdict")
-        label = TIE if found[-1].upper() == "TIE" else found[-1].upper()
+        """The last verdict."""
+        found = last_mark(reply, _VERDICT)
+        if isinstance(found, Unreadable):
+            return found
+        label = TIE if found.upper() == "TIE" else found.upper()
         return Verdict(label, _PREFERENCES[label])
 
     def follow_up(self, request: JudgeRequest, reply: Reply, unreadable: Unreadable) -> JudgeRequest | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkserve.errors import UsageError
-from thinkserve.eval.arena.verdict import without_thoughts
+from thinkserve.eval.arena.verdict import last_mark
 from thinkserve.eval.bench import JudgeRequest, Reply, Unreadable
 from thinkserve.eval.instruction import Instruction
 from thinkserve.eval.match import Game, Verdict
@@ -78,15 +78,11 @@ class PointwiseProtocol:
         return JudgeRequest(({"role": "user", "content": content},), self._settings)
 
     def read(self, instruction: Instruction, game: Game, reply: Reply) -> Verdict | Unreadable:
-        """The last grade after the judge's own thoughts; a reply that was cut off has none."""
-        if not reply.text.strip():
-            return Unreadable("empty")
-        if reply.finish_reason == "length":
-            return Unreadable("truncated")
-        found = _GRADE.findall(without_thoughts(reply.text))
-        if not found:
-            return Unreadable("no verdict")
-        grade, of = found[-1]
+        """The last grade."""
+        found = last_mark(reply, _GRADE)
+        if isinstance(found, Unreadable):
+            return found
+        grade, of = found
         lowest, highest = self._scale
         if not lowest <= float(grade) <= highest or (of and float(of) != highest):
             return Unreadable("out of scale")
