@@ -4,6 +4,7 @@
 # make bench   the gateway against a bare pass-through, the splitter against vLLM's parser, the engines
 # make bench-eval DATA=DIR   scoring AlpacaEval and Arena-Hard beside the originals' methods, over the official files
 # make bench-train   sampling, judging and DPO beside the bare libraries
+# make fuzz    a million cases of the fuzzer that looks for thoughts in what clients get (about an hour)
 # make format  let ruff rewrite the code
 #
 # Everything lives in .venv. Only Python 3.11+, make and git are needed; PYTHON=python3.12 chooses another Python.
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint bench bench-eval bench-train format clean
+.PHONY: serve test lint bench bench-eval bench-train fuzz format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/thinkserve serve $(ARGS)
@@ -37,6 +38,9 @@ bench-eval: $(VENV)/.test
 
 bench-train: $(VENV)/.test
 	$(BIN)/python benchmarks/training.py
+
+fuzz: $(VENV)/.test
+	THINKSERVE_FUZZ_CASES=1000000 $(BIN)/python -m pytest tests/gateway/test_fuzz.py $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

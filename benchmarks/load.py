@@ -1,7 +1,8 @@
-"""The load of the gateway benchmark: raw asyncio protocols that send bytes encoded beforehand, and count what comes.
+"""The load of the serving benchmarks: raw asyncio protocols that send bytes encoded beforehand, and count what comes.
 
-Two kinds of load: `closed_loop` (each connection sends its next request when it has the answer) and `wave` (streams
-that begin together). Everything is bounded in count and time.
+Three kinds of load: `closed_loop` (each connection sends its next request when it has the answer), `wave` (streams
+that begin together), and `recorded` (a closed loop over given requests that keeps every read and its time, so that
+nothing is decoded while it runs). Everything is bounded in count and time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import cast
 
@@ -20,6 +22,10 @@ VISIBLE, HIDDEN = b"~", b"^"
 # How long a load may go on after its time, and how long one wave of streams may take.
 GRACE_SECONDS = 10.0
 WAVE_SECONDS = 60.0
+RECORDED_SECONDS = 180.0
+
+Address = int | Path
+"""A port of 127.0.0.1, or a Unix socket."""
 
 
 def request_bytes(model: str, prompt: str, *, stream: bool) -> bytes:
@@ -37,6 +43,8 @@ class Exchange(asyncio.Protocol):
     def __init__(self, on_done: Callable[[Exchange], None]) -> None:
         self._on_done = on_done
         self._busy = False
+        self.status = 0
+        """The HTTP status of the answer."""
         self.events = 0
         """Response events that came."""
         self.leaked = False
@@ -54,6 +62,7 @@ class Exchange(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         """Begin an exchange."""
         self.events, self.leaked, self.failed, self._busy = 0, False, False, True
+        self.status = 0
         self._head: bytes | None = b""
         self._left = -1
         self._tail = b""
@@ -75,7 +84,8 @@ class Exchange(asyncio.Protocol):
             self._head = None
             length = _LENGTH.search(data, 0, end)
             self._left = int(length[1]) if length else -1
-            self.failed = data[9:12] != b"200"
+            self.status = int(data[9:12])
+            self.failed = self.status != 200
             data = data[end:]
         if events := data.count(VISIBLE):
             if not self.events:
@@ -95,6 +105,35 @@ class Exchange(asyncio.Protocol):
         self.done = perf_counter()
         self.failed, self._busy = failed, False
         self._on_done(self)
+
+
+class Recording(Exchange):
+    """An exchange that keeps what comes."""
+
+    def __init__(self, on_done: Callable[[Exchange], None]) -> None:
+        super().__init__(on_done)
+        self.at = 0
+        """Which request it is."""
+        self.reads: list[tuple[float, bytes]] = []
+        """When bytes came (seconds), and they; with the HTTP head and HTTP chunks."""
+
+    def send(self, request: bytes) -> None:
+        self.reads = []
+        super().send(request)
+
+    def data_received(self, data: bytes) -> None:
+        self.reads.append((perf_counter(), data))
+        super().data_received(data)
+
+
+@dataclass(slots=True)
+class Record:
+    """One exchange, as it came. Times in seconds."""
+
+    sent: float
+    done: float
+    failed: bool
+    reads: list[tuple[float, bytes]]
 
 
 @dataclass(slots=True)
@@ -202,6 +241,69 @@ async def wave(port: int, request: bytes, *, events: int, streams: int, times: i
     for exchange in exchanges:
         exchange.close()
     return load
+
+
+async def recorded(
+    address: Address, requests: list[bytes], *, connections: int, spread: float = 0.0
+) -> tuple[list[Record], float]:
+    """Send the requests over so many connections, each its next one when it has the answer.
+
+    Args:
+        spread: the seconds over which the connections begin; answers that take equally long stay that far apart.
+
+    Returns:
+        The exchanges in the order of the requests, and the seconds from the first byte sent to the last one read.
+        Those that did not end in time are marked as failed.
+    """
+    records: dict[int, Record] = {}
+    over = asyncio.Event()
+    begun = 0
+    running = connections = min(connections, len(requests))
+
+    def begin(exchange: Recording) -> None:
+        nonlocal begun, running
+        if begun == len(requests):  # others were faster than this one's turn came
+            running -= 1
+            return
+        exchange.at = begun
+        begun += 1
+        exchange.send(requests[exchange.at])
+
+    def on_done(exchange: Exchange) -> None:
+        nonlocal running
+        assert isinstance(exchange, Recording)
+        records[exchange.at] = Record(exchange.sent, exchange.done, exchange.failed, exchange.reads)
+        if begun < len(requests) and not exchange.transport.is_closing():
+            begin(exchange)
+            return
+        running -= 1
+        if not running:
+            over.set()
+
+    loop = asyncio.get_running_loop()
+    exchanges: list[Recording] = []
+    for _ in range(connections):
+        if isinstance(address, Path):
+            _, made = await loop.create_unix_connection(lambda: Recording(on_done), str(address))
+        else:
+            _, made = await loop.create_connection(lambda: Recording(on_done), "127.0.0.1", address)
+        exchanges.append(made)
+    began = perf_counter()
+    for at, exchange in enumerate(exchanges):
+        if spread:
+            loop.call_later(spread * at / connections, begin, exchange)
+        else:
+            begin(exchange)
+    try:
+        async with asyncio.timeout(RECORDED_SECONDS):
+            await over.wait()
+    except TimeoutError:
+        pass
+    for exchange in exchanges:
+        exchange.close()
+    lost = Record(began, began, True, [])
+    ended = max((record.done for record in records.values()), default=began)
+    return [records.get(at, lost) for at in range(len(requests))], ended - began
 
 
 async def _end(over: asyncio.Event, exchanges: list[Exchange], seconds: float, load: Load) -> None:

@@ -1,6 +1,6 @@
 """Writes the parts of the pages that are made from the code. `python docs/generate.py`, or `--check` to only compare.
 
-README.md: the table of fields, from `thinkserve.gateway.policy.FIELDS`, so the page cannot promise what the gateway
+docs/serving.md: the tables of fields, from those by which the gateway reads requests, so the page cannot promise what it
 does not do. docs/eval.md: the schema of `scores.json`, from the dataclasses that are written to it. docs/training.md: the keys of a
 recipe, and what the built-in recipes cost, as `--dry-run` works it out.
 """
@@ -14,7 +14,10 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from thinkserve.gateway.policy import FIELDS
+from thinkserve.gateway.api import endpoints
+from thinkserve.gateway.config import GatewayConfig
+from thinkserve.gateway.fields import ENGINE_EXTRAS, Fields
+from thinkserve.thoughts import get_format
 from thinkserve.training.plan import plan
 from thinkserve.training.recipe_file import find_recipe, load_recipe
 
@@ -47,15 +50,26 @@ COSTS = (
 SCORES = ("Scores", "Group", "Comparison", "Difference")
 
 
-def field_table() -> str:
+def field_tables() -> str:
+    """What each endpoint takes, then what all of them refuse of what engines add."""
+    config = GatewayConfig(get_format("tpo-generic"), "model")
+    parts = []
+    for endpoint in endpoints(config):
+        own = {name: field for name, field in endpoint.fields.items() if name not in ENGINE_EXTRAS}
+        parts.append(f"### `{endpoint.path}`\n\n{_field_table(own)}")
+    extras = _field_table(ENGINE_EXTRAS)
+    return "\n\n".join([*parts, f"### Refused by all of them, of what engines add\n\n{extras}"])
+
+
+def _field_table(fields: Fields) -> str:
     """The table of fields, grouped by what happens to them and why."""
     lines = ["| | fields | |", "|---|---|---|"]
     for action, title in TITLES.items():
-        fields = sorted(
-            ((name, field.why) for name, field in FIELDS.items() if field.action == action),
+        chosen = sorted(
+            ((name, field.why) for name, field in fields.items() if field.action == action),
             key=lambda item: item[1],
         )
-        for why, group in groupby(fields, key=lambda item: item[1]):
+        for why, group in groupby(chosen, key=lambda item: item[1]):
             names = ", ".join(f"`{name}`" for name, _ in group)
             lines.append(f"| {title} | {names} | {why} |")
     return "\n".join(lines)
@@ -144,7 +158,7 @@ def _default(value: ast.expr | None) -> str:
 
 
 PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    ("README.md", "fields", field_table),
+    ("docs/serving.md", "fields", field_tables),
     ("docs/eval.md", "scores", scores_tables),
     ("docs/training.md", "recipe", recipe_tables),
     ("docs/training.md", "costs", costs_table),

@@ -8,32 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from thinkserve.engines.engine import Engine
+from thinkserve.engines.engine import Endpoint, Engine
 from thinkserve.engines.remote import RemoteEngine
-from thinkserve.engines.transformers import TransformersEngine, transformers_version
-from thinkserve.engines.vllm import VllmEngine, vllm_distribution
+from thinkserve.engines.transformers import (
+    TransformersEngine,
+    transformers_replicas,
+    transformers_version,
+)
+from thinkserve.engines.vllm import VllmEngine, vllm_distribution, vllm_replicas
 from thinkserve.errors import EngineError, EngineUnavailableError, UsageError
 from thinkserve.gateway.app import Gateway
+from thinkserve.gateway.buckets import SharedBuckets
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys
-from thinkserve.gateway.server import serve
-from thinkserve.gateway.upstream import Pool, Upstream
+from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.server import check_address, on_signals, reserve_port, serve
+from thinkserve.gateway.tracing import find_tracing
+from thinkserve.gateway.upstream import Upstream
+from thinkserve.gateway.workers import Parent, Workers
 from thinkserve.pocket import BY_NAME as POCKET_MODELS
 from thinkserve.pocket import CHECKPOINT as POCKET
 from thinkserve.thoughts import ThoughtFormat, get_format
 
 logger = logging.getLogger(__name__)
 
+NamedEndpoints = tuple[tuple[str, Endpoint], ...]
 EngineName = Literal["auto", "vllm", "transformers"]
 # How long remote servers may take to tell their model's name at the start.
 NAME_SECONDS = 3.0
+# In the workers' folder: what callers have used of their limits.
+LIMITS = "limits"
+# How often the engines are looked at.
+LOOK_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -125,11 +140,13 @@ def make_engines(
     model_name: str,
     extra_args: Sequence[str],
     upstream_api_key: str | None = None,
+    replicas: int = 1,
 ) -> list[Engine]:
     """The engines, not started yet.
 
     Raises:
-        UsageError: an engine argument that would open a leak, or a URL that is none.
+        UsageError: an engine argument that would open a leak, a URL that is none, or replicas that the devices cannot be
+            shared out among.
         EngineUnavailableError: the engine is not installed.
     """
     if source.upstreams:
@@ -137,11 +154,31 @@ def make_engines(
             raise UsageError(
                 f"{extra_args[0]} is for an engine that thinkserve starts; with --upstream there is none"
             )
-        return [RemoteEngine(url, api_key=upstream_api_key) for url in source.upstreams]
+        if replicas != 1:
+            raise UsageError(
+                f"--replicas {replicas} is for engines that thinkserve starts; give --upstream once for each server"
+            )
+        remote = [RemoteEngine(url, api_key=upstream_api_key) for url in source.upstreams]
+        for at, engine_ in enumerate(remote):
+            if engine_.endpoint in [other.endpoint for other in remote[:at]]:
+                raise UsageError(f"--upstream {source.upstreams[at]} was given twice; give each server once")
+        return list(remote)
     assert source.checkpoint is not None
-    if choose_engine(engine) == "vllm":
-        return [VllmEngine(source.checkpoint, model_name=model_name, extra_args=extra_args)]
-    return [TransformersEngine(source.checkpoint, model_name=model_name, extra_args=extra_args)]
+    chosen = choose_engine(engine)
+    kind = VllmEngine if chosen == "vllm" else TransformersEngine
+    if replicas == 1:
+        return [kind(source.checkpoint, model_name=model_name, extra_args=extra_args)]
+    share_out = vllm_replicas if chosen == "vllm" else transformers_replicas
+    return [
+        kind(
+            source.checkpoint,
+            model_name=model_name,
+            extra_args=extra_args,
+            name=f"{chosen}-{number}",
+            env=environment,
+        )
+        for number, environment in enumerate(share_out(replicas, extra_args))
+    ]
 
 
 def default_model_name(source: Source) -> str:
@@ -203,6 +240,10 @@ class ServeConfig:
     host: str
     port: int
     upstream_api_key: str | None = None
+    replicas: int = 1
+    """How many engines are started, each with an equal share of this machine's devices."""
+    workers: int = 1
+    """How many processes the gateway is; they share the port."""
 
 
 async def run(
@@ -218,65 +259,168 @@ async def run(
     Raises:
         ThinkserveError: anything that the operator must mend.
     """
-    gateway_config = config.gateway
+    check_address(config.host, config.port)
     engines = make_engines(
         config.source,
         config.engine,
-        gateway_config.model_name,
+        config.gateway.model_name,
         config.engine_args,
         config.upstream_api_key,
+        config.replicas,
     )
-    upstreams = [
-        Upstream(engine.endpoint, name=_upstream_name(engine), idle_seconds=gateway_config.idle_seconds)
-        for engine in engines
-    ]
-    if not gateway_config.model_name:
-        gateway_config = replace(gateway_config, model_name=await remote_model_name(upstreams))
-    tokenizer = gateway_config.tokenizer
-    gateway = Gateway(
-        gateway_config,
-        Pool(upstreams),
-        config.keys,
-        skip_special_tokens=tokenizer is None or not markers_are_special(tokenizer, gateway_config.format),
-        engine_restarts=lambda: sum(engine.restarts for engine in engines),
-    )
+    endpoints = tuple((_upstream_name(engine), engine.endpoint) for engine in engines)
+    if not config.gateway.model_name:
+        name = await remote_model_name(_upstreams(config, endpoints))
+        config = replace(config, gateway=replace(config.gateway, model_name=name))
     host = f"[{config.host}]" if ":" in config.host else config.host
     if config.host not in LOOPBACK and not config.keys.required:
         logger.warning(
             "whoever reaches %s may use the model; give --api-key or --api-keys to ask for a key", host
         )
+
+    def ready(port: int) -> None:
+        announce(config.gateway, f"http://{host}:{port}")
+
+    def engine_restarts() -> int:
+        return sum(engine.restarts for engine in engines)
+
     try:
-        await asyncio.gather(*(engine.start() for engine in engines))
-        serving = asyncio.create_task(
-            serve(
-                gateway,
-                config.host,
-                config.port,
-                ready=lambda port: announce(gateway_config, f"http://{host}:{port}"),
-                handle_signals=handle_signals,
+        if config.workers == 1:
+            # Made before the engines are started: what is wrong with it is told at once.
+            gateway = make_gateway(config, endpoints, engine_restarts)
+            await _start(engines)
+            serving = serve(gateway, config.host, config.port, ready=ready, handle_signals=handle_signals)
+        else:
+            await _start(engines)
+            serving = _serve_by_workers(
+                config, endpoints, engine_restarts, ready=ready, handle_signals=handle_signals
             )
-        )
-        failing = asyncio.create_task(_until_failed(engines))
-        try:
-            done, _ = await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (serving, failing):
-                task.cancel()
-            await asyncio.gather(serving, failing, return_exceptions=True)
-        for task in done:
-            task.result()
+        await _until_first(serving, _until_failed(engines))
     finally:
         await asyncio.gather(*(engine.stop() for engine in engines))
 
 
+async def _start(engines: Sequence[Engine]) -> None:
+    await asyncio.gather(*(engine.start() for engine in engines))
+
+
+async def _until_first(*work: Coroutine[Any, Any, None]) -> None:
+    """Do several things until one of them ends, and end with it; the others are cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _upstreams(config: ServeConfig, endpoints: NamedEndpoints) -> list[Upstream]:
+    return [
+        Upstream(endpoint, name=name, idle_seconds=config.gateway.idle_seconds)
+        for name, endpoint in endpoints
+    ]
+
+
+def make_gateway(
+    config: ServeConfig,
+    endpoints: NamedEndpoints,
+    engine_restarts: Callable[[], int],
+    *,
+    limits_file: Path | None = None,
+) -> Gateway:
+    """The gateway over engines that are somebody else's to start and stop.
+
+    Args:
+        config: what was asked.
+        endpoints: the engines.
+        engine_restarts: tells how often they were started again.
+        limits_file: where several gateways of one service keep what their callers have used; None: it is the only one.
+
+    Raises:
+        ThinkserveError: a file that it reads or writes is wrong.
+    """
+    tokenizer = config.gateway.tokenizer
+    return Gateway(
+        config.gateway,
+        Pool(_upstreams(config, endpoints)),
+        config.keys,
+        skip_special_tokens=tokenizer is None or not markers_are_special(tokenizer, config.gateway.format),
+        engine_restarts=engine_restarts,
+        limits_file=limits_file,
+        tracing=find_tracing(os.environ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _GatewayWork:
+    """What one worker does: a gateway of its own, on the port of all."""
+
+    config: ServeConfig
+    endpoints: NamedEndpoints
+    port: int
+
+    async def __call__(self, parent: Parent, *, restarted: bool) -> None:
+        config = self.config
+        if restarted:
+            # The keys as they were at the start may have been taken back since.
+            config.keys.reload()
+        gateway = make_gateway(
+            config, self.endpoints, lambda: parent.engine_restarts, limits_file=parent.folder / LIMITS
+        )
+        await serve(gateway, config.host, self.port, ready=lambda _: parent.ready(), share_port=True)
+
+
+async def _serve_by_workers(
+    config: ServeConfig,
+    endpoints: NamedEndpoints,
+    engine_restarts: Callable[[], int],
+    *,
+    ready: Callable[[int], None],
+    handle_signals: bool,
+) -> None:
+    """Serve by several processes until told to stop, then let them drain."""
+    stop = asyncio.Event()
+    held, port = reserve_port(config.host, config.port)
+    workers = Workers(
+        [_GatewayWork(config, endpoints, port)] * config.workers, drain_seconds=config.gateway.drain_seconds
+    )
+    if handle_signals:
+        on_signals(stop.set, reload=workers.reload)
+    try:
+        SharedBuckets.create(workers.folder / LIMITS)
+        await workers.start()
+        ready(port)
+        told = 0
+        while not stop.is_set():
+            if engine_restarts() != told:
+                workers.tell(told := engine_restarts())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        await workers.drain()
+    finally:
+        await workers.stop()
+        for holder in held:
+            holder.close()
+
+
 def _upstream_name(engine: Engine) -> str:
-    return engine.endpoint.base_url if engine.name == "remote" else engine.name
+    """What tells an engine from the others: a remote one is known by its address."""
+    if engine.name != "remote":
+        return engine.name
+    return engine.endpoint.base_url if engine.endpoint.uds is None else str(engine.endpoint.uds)
 
 
 async def _until_failed(engines: Sequence[Engine]) -> None:
-    """Return never, or raise when an engine is given up."""
+    """Return never, or raise when the last engine is given up; the others of several go on without one that is."""
+    told: set[Engine] = set()
     while True:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(LOOK_SECONDS)
         for engine in engines:
-            if engine.failed is not None:
-                raise EngineError(f"the engine is gone for good: {engine.failed}")
+            if engine.failed is not None and engine not in told:
+                told.add(engine)
+                if len(told) == len(engines):
+                    raise EngineError(f"the engine is gone for good: {engine.failed}")
+                logger.error("engine %s is gone for good, the others go on: %s", engine.name, engine.failed)

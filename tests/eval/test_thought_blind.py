@@ -43,7 +43,8 @@ from thinkserve.eval.match import Game
 from thinkserve.gateway.app import Gateway
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys
-from thinkserve.gateway.upstream import Pool, Upstream
+from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.upstream import Upstream
 from thinkserve.thoughts import Response, get_format
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ from thinkserve.engines.engine import Endpoint
 from thinkserve.gateway.app import Gateway
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys, Role
-from thinkserve.gateway.upstream import Pool, Upstream
+from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.upstream import Upstream
 from thinkserve.thoughts import ThoughtFormat, get_format
 
 JSON = dict[str, Any]

@@ -464,8 +464,10 @@ async def test_after_a_cut_thought_the_schema_binds_from_the_first_token(start_g
         wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         await running.post({"messages": ASK, "response_format": wanted})
         first, second = (request.body["structured_outputs"] for request in upstream.requests)
-        assert "structural_tag" in first
-        assert second == {"json": schema}
+        thought = msgspec.json.decode(first["structural_tag"])["format"]["elements"][0]
+        assert thought["content"] == {"type": "any_text", "max_tokens": 10}
+        alone = msgspec.json.decode(second["structural_tag"])["format"]
+        assert (alone["type"], alone["json_schema"]) == ("json_schema", schema)
 
 
 async def test_the_budget_is_that_of_the_effort_and_at_most_the_operators(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from thinkserve.engines.engine import Endpoint
 from thinkserve.gateway.connection import BACKLOG_BYTES, Connections
+from thinkserve.gateway.errors import UpstreamFailed
 
 
 async def test_an_answer_that_filled_the_backlog_leaves_a_connection_that_reads() -> None:
@@ -55,5 +58,45 @@ async def test_an_answer_that_filled_the_backlog_leaves_a_connection_that_reads(
         connections.close()
         await asyncio.wait_for(left.wait(), 2)
         await asyncio.sleep(0.05)  # for both ends to be closed, and not merely closing
+        server.close()
+        await server.wait_closed()
+
+
+async def test_only_a_silent_engine_that_nobody_waits_for_is_given_up() -> None:
+    """One that was told to wait by a reader who is busy is not silent; nor may what was shown be given up."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    connections = Connections(
+        Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), idle_seconds=5
+    )
+    try:
+        movable = False
+        connection = await asyncio.wait_for(connections.request("GET", "/", movable=lambda: movable), 2)
+        await asyncio.sleep(0.1)
+        movable = True
+        connections.give_up(0.05)
+        assert connection.failure is None, "what it sent has not been read yet"
+        await connection.read(lambda body: True)
+        await asyncio.sleep(0.1)
+        connections.give_up(5)
+        assert connection.failure is None, "it was not silent for so long"
+        movable = False
+        connections.give_up(0.05)
+        assert connection.failure is None, "a part of it was shown"
+        movable = True
+        connections.give_up(0.05)
+        with pytest.raises(UpstreamFailed, match=r"silent for 0\.05 s"):
+            await connection.read(lambda body: False)
+        connections.release(connection)
+        assert not connections._busy
+    finally:
+        connections.close()
+        await asyncio.sleep(0.05)
         server.close()
         await server.wait_closed()

@@ -816,7 +816,7 @@ async def test_an_unknown_path_is_a_404_that_says_what_is_served(start_gateway: 
     async with ScriptedUpstream() as upstream:
         running = await start_gateway(upstream.url)
         for path in (
-            "/",
+            "/playground",
             "/v1",
             "/v1/",
             "/v1/chat",
@@ -925,7 +925,8 @@ from thinkserve.gateway.app import Gateway
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys
 from thinkserve.gateway.server import serve
-from thinkserve.gateway.upstream import Pool, Upstream
+from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.upstream import Upstream
 from thinkserve.thoughts import get_format
 
 config = GatewayConfig(format=get_format("tpo-generic"), model_name="thinker", drain_seconds=float(sys.argv[2]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,7 @@ from tests.gateway.scripted import JSON, Finish, Script, ScriptedUpstream, chunk
 from thinkserve.engines.engine import Endpoint
 from thinkserve.errors import UsageError
 from thinkserve.gateway.errors import ApiError
-from thinkserve.gateway.keys import read_keys
+from thinkserve.gateway.keys import Keys, read_keys
 from thinkserve.gateway.sinks import HEAD_SECONDS
 from thinkserve.gateway.upstream import Upstream
 from thinkserve.thoughts import split
@@ -32,6 +34,11 @@ KEYS = {"sk-client": "client", "sk-other": "client", "sk-operator": "operator"}
 OPERATOR = {"Authorization": "Bearer sk-operator"}
 CLIENT = {"Authorization": "Bearer sk-client"}
 REVEAL = {"thinkserve-reveal": "1"}
+
+
+def sha256(key: str) -> str:
+    """As `sha256sum` prints it."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def revealed(events: list[JSON | str]) -> str:
@@ -139,6 +146,168 @@ def test_a_key_file_that_is_wrong_is_refused_without_quoting_a_key(data: bytes, 
     with pytest.raises(UsageError) as refused:
         read_keys(None, path)
     assert "sk-secret" not in str(refused.value) and str(path) in str(refused.value)
+
+
+def test_a_toml_file_says_more_about_each_key(tmp_path: Path) -> None:
+    """By the key itself or by its SHA-256, which is one caller to us; what is left out has no bound."""
+    path = tmp_path / "keys.toml"
+    path.write_text(
+        f"""
+        [[keys]]
+        sha256 = "{sha256("sk-a").upper()}"
+        name = "billing"
+        role = "operator"
+        models = ["thinker", "other"]
+        requests_per_minute = 60
+        tokens_per_minute = 1000
+
+        [[keys]]
+        key = "sk-b"
+        """
+    )
+    keys = read_keys("sk-c", path)
+    a, b, c = (keys.caller(f"Bearer {key}") for key in ("sk-a", "sk-b", "sk-c"))
+    assert (a.id, a.role) == ("billing", "operator")
+    assert a.models == frozenset({"thinker", "other"})
+    assert (a.requests_per_minute, a.tokens_per_minute) == (60, 1000)
+    assert (b.id, b.role, b.models) == (f"key-{sha256('sk-b')[:8]}", "client", None)
+    assert (b.requests_per_minute, b.tokens_per_minute) == (None, None)
+    assert c.id == f"key-{sha256('sk-c')[:8]}"
+    assert a.cache_salt == Keys({"sk-a": "client"}).caller("Bearer sk-a").cache_salt
+    assert len({a.cache_salt, b.cache_salt, c.cache_salt}) == 3 and len(keys) == 3
+    for unknown in (sha256("sk-a"), sha256("sk-a").upper(), "billing", a.cache_salt):
+        with pytest.raises(ApiError):
+            keys.caller(f"Bearer {unknown}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no key"),
+        ("keys = []", "holds no key"),
+        ("[keys]\nkey = 'sk-secret'", "[[keys]] tables"),
+        ("keys = ['sk-secret']", "[[keys]] tables"),
+        ("sk-secret = 'client'", "[[keys]] tables"),
+        ("[[keys]]\nkey = 'sk-secret'\n[other]", "[[keys]] tables"),
+        ("[[keys]]\nkey = sk-secret", "line 2, column 7"),
+        ("[sk-secret]\n[sk-secret]", "line 2, column 11"),
+        (f"[[keys]]\nkey = 1{'0' * 5000}", "is no TOML"),
+        ("keys = " + "[" * 3000, "is no TOML"),
+        ("[[keys]]", "entry 1: give the key itself or its sha256"),
+        (f"[[keys]]\nkey = 'sk-secret'\nsha256 = '{'0' * 64}'", "entry 1: give the key itself or"),
+        (
+            "[[keys]]\nkey = 'a'\n[[keys]]\nname = 'b'\nkey = 'sk-secret'\nrpm = 1",
+            "entry 2 (b): there is a field 'rpm'",
+        ),
+        ("[[keys]]\nkey = 'a'\nsk-secret = 1", "entry 1: there is an unknown field"),
+        ("[[keys]]\nkey = ''", "entry 1: key must be a text without spaces"),
+        ("[[keys]]\nkey = 'sk-secret x'", "entry 1: key must be a text without spaces"),
+        ("[[keys]]\nkey = ' sk-secret'", "entry 1: key must be a text without spaces"),
+        ("[[keys]]\nkey = 7", "entry 1: key must be a text without spaces"),
+        ("[[keys]]\nsha256 = 'sk-secret'", "entry 1: sha256 must be the 64"),
+        ("[[keys]]\nkey = 'a'\nname = 'sk secret'", "entry 1: name must be"),
+        ("[[keys]]\nkey = 'a'\nname = 5", "entry 1: name must be"),
+        ("[[keys]]\nkey = 'a'\nname = ''", "entry 1: name must be"),
+        (f"[[keys]]\nkey = 'a'\nname = '{'n' * 65}'", "entry 1: name must be"),
+        ("[[keys]]\nkey = 'a'\nname = 'b'\nrole = 'sk-secret'", "entry 1 (b): role must be"),
+        ("[[keys]]\nkey = 'a'\nrole = ['client']", "entry 1: role must be"),
+        ("[[keys]]\nkey = 'a'\nmodels = 'sk-secret'", "entry 1: models must be"),
+        ("[[keys]]\nkey = 'a'\nmodels = []", "entry 1: models must be"),
+        ("[[keys]]\nkey = 'a'\nmodels = [1]", "entry 1: models must be"),
+        ("[[keys]]\nkey = 'a'\nrequests_per_minute = 0", "entry 1: requests_per_minute must be"),
+        ("[[keys]]\nkey = 'a'\nrequests_per_minute = true", "entry 1: requests_per_minute must be"),
+        ("[[keys]]\nkey = 'a'\nrequests_per_minute = 1.5", "entry 1: requests_per_minute must be"),
+        ("[[keys]]\nkey = 'a'\ntokens_per_minute = '5'", "entry 1: tokens_per_minute must be"),
+        ("[[keys]]\nkey = 'a'\ntokens_per_minute = -5", "entry 1: tokens_per_minute must be"),
+        ("[[keys]]\nkey = 'sk-secret'\n[[keys]]\nname = 'b'\nkey = 'sk-secret'", "entry 2 (b): the same key"),
+        ("[[keys]]\nkey = 'a'\nname = 'n'\n[[keys]]\nkey = 'b'\nname = 'n'", "two keys have the name n;"),
+        ("[[keys]]\nkey = 'sk-secret'\nname = 'sk-secret'", "a name is itself a key"),
+        ("[[keys]]\nkey = 'sk-secret'\nname = 'sk-secret'\nrole = ''", "entry 1: role must be"),
+        ("[[keys]]\nkey = 'sk-secret'\n[[keys]]\nkey = 'b'\nname = 'sk-secret'", "a name is itself a key"),
+    ],
+)
+def test_a_toml_file_that_is_wrong_is_refused_where_it_is(text: str, told: str, tmp_path: Path) -> None:
+    """With the entry and what to do, and never with a value: each may be a key in the wrong place."""
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        read_keys(None, path)
+    message = str(refused.value)
+    assert told in message and str(path) in message
+    assert "sk-secret" not in message and "\n" not in message
+
+
+def test_a_name_that_another_key_has_by_itself_is_refused(tmp_path: Path) -> None:
+    """Names tell callers apart, in logs and for their limits."""
+    path = tmp_path / "keys.toml"
+    path.write_text(f"[[keys]]\nkey = 'a'\n[[keys]]\nkey = 'b'\nname = 'key-{sha256('a')[:8]}'")
+    with pytest.raises(UsageError, match="two keys have the name key-"):
+        read_keys(None, path)
+
+
+def test_the_keys_are_read_again(tmp_path: Path) -> None:
+    """New ones may call, old ones may not; a name is one caller under any key; those given outright stay."""
+    path = tmp_path / "keys.toml"
+    path.write_text("[[keys]]\nkey = 'sk-a'\nname = 'a'\n[[keys]]\nkey = 'sk-b'\nname = 'b'")
+    keys = read_keys("sk-given", path)
+    path.write_text("[[keys]]\nkey = 'sk-a2'\nname = 'a'\nrequests_per_minute = 5\n[[keys]]\nkey = 'sk-c'")
+    keys.reload()
+    assert (keys.caller("Bearer sk-a2").id, keys.caller("Bearer sk-a2").requests_per_minute) == ("a", 5)
+    assert keys.caller("Bearer sk-c").role == keys.caller("Bearer sk-given").role == "client"
+    for gone in ("sk-a", "sk-b"):
+        with pytest.raises(ApiError):
+            keys.caller(f"Bearer {gone}")
+
+
+@pytest.mark.parametrize("broken", ["[[keys]]\nkey = 5", "", None])
+def test_a_file_that_broke_keeps_the_keys_that_were(broken: str | None, tmp_path: Path) -> None:
+    """A slip of the operator's must not lock everybody out, nor let anybody in; even when the file is gone."""
+    path = tmp_path / "keys.toml"
+    path.write_text("[[keys]]\nkey = 'sk-a'")
+    keys = read_keys(None, path)
+    if broken is None:
+        path.unlink()
+    else:
+        path.write_text(broken)
+    with pytest.raises(UsageError):
+        keys.reload()
+    assert keys.required and keys.caller("Bearer sk-a").role == "client"
+    with pytest.raises(ApiError):
+        keys.caller("Bearer 5")
+
+
+def test_a_key_may_come_in_the_header_of_anthropics_clients() -> None:
+    """One known key is enough, wherever it is: a client may send along one that is for another server."""
+    keys = Keys({"sk-a": "client", "sk-b": "operator"})
+    assert keys.caller(None, "sk-b").role == "operator"
+    assert keys.caller("", " sk-b ").role == "operator"
+    assert keys.caller("Bearer sk-a", "sk-wrong").role == "client"
+    assert keys.caller("Bearer sk-wrong", "sk-b").role == "operator"
+    assert keys.caller("Basic sk-a", "sk-b").role == "operator"
+    assert keys.caller("Bearer sk-a", "sk-b").role == "client"
+    for authorization, x_api_key in (
+        (None, "sk-wrong"),
+        ("Basic sk-a", None),
+        ("sk-a", ""),
+        (None, "Bearer sk-a"),
+    ):
+        with pytest.raises(ApiError) as refused:
+            keys.caller(authorization, x_api_key)
+        assert refused.value.status == 401 and "sk-" not in refused.value.message
+    assert Keys({}).caller(None, "sk-wrong").id == "anyone"
+
+
+def test_a_caller_may_be_kept_to_some_models() -> None:
+    """And is told the same of one that is not there at all."""
+    anyone = Keys({}).caller(None)
+    anyone.require_model("thinker")
+    caller = replace(anyone, models=frozenset({"thinker", "small"}))
+    caller.require_model("thinker")
+    with pytest.raises(ApiError) as refused:
+        caller.require_model("large" * 50)
+    error = refused.value
+    assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
+    assert "small, thinker" in error.message and "large" * 50 not in error.message
 
 
 def test_a_key_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -341,7 +510,7 @@ async def test_keys_are_never_logged(
 class Faulty(Upstream):
     """An engine's other end with a fault in it, which no engine of ours is known to bring about."""
 
-    async def stream(self, body: dict[str, Any], request_id: str) -> NoReturn:
+    async def stream(self, *args: Any, **kwargs: Any) -> NoReturn:
         await asyncio.sleep(HEAD_SECONDS + 0.1)  # the client's stream has begun by then
         raise RuntimeError("a fault of our own")
 

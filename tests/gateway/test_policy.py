@@ -9,7 +9,10 @@ import pytest
 
 from tests.gateway.conftest import Running, StartGateway, content
 from tests.gateway.scripted import JSON, Script, ScriptedUpstream
-from thinkserve.gateway.policy import DROP, FIELDS, PASS, REFUSE, REWRITE
+from thinkserve.gateway.api.chat import FIELDS
+from thinkserve.gateway.constraints import Constraint, structured_outputs
+from thinkserve.gateway.fields import DROP, PASS, REFUSE, REWRITE
+from thinkserve.gateway.tools import Tool, Tools
 from thinkserve.thoughts import BUILT_IN, ThoughtFormat, get_format
 
 THOUGHT_PROMPT = BUILT_IN["tpo-generic"].thought_prompt
@@ -29,9 +32,11 @@ GOOD: dict[str, Any] = {
     "max_tokens": 9,
     "max_completion_tokens": 9,
     "reasoning_effort": "low",
+    "thinking_token_budget": 512,
     "logprobs": True,
     "top_logprobs": 3,
     "response_format": JSON_FORMAT,
+    "structured_outputs": {"regex": "a+"},
     "seed": 7,
     "temperature": 0.5,
     "top_p": 0.5,
@@ -54,7 +59,11 @@ GOOD: dict[str, Any] = {
     "repetition_penalty": 1.1,
 }
 # What else a field needs beside it.
-BESIDE: dict[str, JSON] = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}}
+BESIDE: dict[str, JSON] = {
+    "stream_options": {"stream": True},
+    "top_logprobs": {"logprobs": True},
+    "tool_choice": {"tools": [{"type": "function", "function": {"name": "look"}}]},
+}
 REFUSED = [name for name, field in FIELDS.items() if field.action == REFUSE]
 
 
@@ -98,7 +107,8 @@ async def test_the_engine_is_asked_this_and_nothing_else(start_gateway: StartGat
     async with ScriptedUpstream(SCRIPT) as upstream:
         running = await start_gateway(upstream.url)
         assert await sent(running, upstream, {"messages": ASK}) == plain()
-        assert await sent(running, upstream, GOOD) == plain() | {
+        both = {name: value for name, value in GOOD.items() if name != "structured_outputs"}
+        assert await sent(running, upstream, both) == plain() | {
             "max_tokens": 9,
             "logprobs": True,
             "top_logprobs": 3,
@@ -110,11 +120,7 @@ async def test_the_engine_is_asked_this_and_nothing_else(start_gateway: StartGat
             "top_k": 5,
             "min_p": 0.1,
             "repetition_penalty": 1.1,
-            "structured_outputs": {
-                "structural_tag": '{"type":"structural_tag","format":{"type":"sequence","elements":[{"type":"tag",'
-                '"begin":"","content":{"type":"any_text"},"end":"\\nHere is my response:"},'
-                '{"type":"json_schema","json_schema":{"type":"object"}}]}}'
-            },
+            "structured_outputs": bound(Constraint("json_schema", {"type": "object"}), thought_tokens=512),
         }
         assert sorted(request.body["seed"] for request in upstream.requests) == [7, 8]
 
@@ -139,6 +145,18 @@ async def test_a_field_that_is_dropped_changes_nothing(name: str, start_gateway:
         assert await sent(running, upstream, {"messages": ASK, name: GOOD[name]}) == plain()
 
 
+def bound(
+    constraint: Constraint | None, tools: Tools | None = None, *, thought_tokens: int | None = None
+) -> dict[str, str] | None:
+    """The grammar that the engine is given (what it takes is tested in test_constraints.py)."""
+    format = get_format("tpo-generic")
+    return structured_outputs(
+        constraint, tools, format, direct=False, guard=False, thought_tokens=thought_tokens
+    )
+
+
+FUNCTION = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+OFFERED = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "none"}
 REWRITTEN: dict[str, tuple[Any, JSON]] = {
     "model": ("thinker", {}),
     "messages": (ASK, {}),
@@ -152,6 +170,17 @@ REWRITTEN: dict[str, tuple[Any, JSON]] = {
     "logprobs": (True, {"logprobs": True, "top_logprobs": 0}),
     "top_logprobs": (2, {"logprobs": True, "top_logprobs": 2}),
     "response_format": ({"type": "text"}, {}),
+    "thinking_token_budget": (100, {}),
+    "structured_outputs": (
+        {"choice": ["yes", "no"]},
+        {"structured_outputs": bound(Constraint("choice", ["yes", "no"]))},
+    ),
+    "tools": ([{"type": "function", "function": {"name": "look"}}], OFFERED),
+    "tool_choice": (
+        "required",
+        OFFERED | {"structured_outputs": bound(None, Tools((Tool("look"),), choice="required"))},
+    ),
+    "parallel_tool_calls": (False, {}),
 }
 
 
@@ -233,6 +262,7 @@ RIGHT: dict[str, set[str]] = {
     "prompt_cache_retention": TEXTS,
     "metadata": {"an empty object"},
     "parallel_tool_calls": {"true"},
+    "thinking_token_budget": {"a million"},
     "tools": {"an empty array"},
 }
 NO_JSON = {
@@ -473,13 +503,17 @@ USER = {"role": "user", "content": "Hi"}
             "messages[1].content[0].type",
         ),
         ([{"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}]}, USER], "messages[0]"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}, USER], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}, USER], "messages[0].tool_call_id"),
+        ([{"role": "tool", "tool_call_id": "1"}, USER], "messages[0].content"),
+        ([{"role": "user", "content": "x", "tool_call_id": "1"}, USER], "messages[0].tool_call_id"),
         ([{"role": "function", "content": "x"}, USER], "messages[0].role"),
         ([{"role": "User", "content": "x"}], "messages[0].role"),
         ([{"role": ["user"], "content": "x"}], "messages[0].role"),
         ([{"role": {"a": 1}, "content": "x"}], "messages[0].role"),
         ([{"role": True, "content": "x"}], "messages[0].role"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}, USER], "messages[0].tool_calls"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}, USER], "messages[0].tool_calls[0]"),
+        ([{"role": "assistant", "content": "x", "tool_calls": 5}, USER], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "tool_calls": [{}]}, USER], "messages[0].tool_calls"),
         ([{"role": "assistant", "content": "x", "prefix": True}], "messages[0].prefix"),
         ([{"role": "user", "content": "x", "y" * 500: 1}], "messages[0]." + "y" * 100),
         ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
@@ -698,7 +732,11 @@ async def test_json_asked_for_directly_binds_the_whole_output(start_gateway: Sta
         running = await start_gateway(upstream.url)
         body = {"messages": ASK, "reasoning_effort": "none", "response_format": JSON_FORMAT}
         asked = await sent(running, upstream, body)
-        assert asked == plain(ASK) | {"structured_outputs": {"json": {"type": "object"}}}
+        constraint = Constraint("json_schema", {"type": "object"})
+        alone = structured_outputs(
+            constraint, None, get_format("tpo-generic"), direct=True, guard=False, thought_tokens=None
+        )
+        assert asked == plain(ASK) | {"structured_outputs": alone}
 
 
 async def test_special_tokens_are_kept_in_the_output_where_a_marker_is_one(

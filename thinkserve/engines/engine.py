@@ -26,7 +26,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """`vllm`, `transformers` or `remote`."""
+        """`vllm`, `transformers` or `remote`; with a number behind it where there are several replicas."""
 
     @property
     def endpoint(self) -> Endpoint:

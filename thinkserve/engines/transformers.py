@@ -10,8 +10,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
+from thinkserve.engines.devices import core_shares, cores, gpu_shares, gpus
 from thinkserve.engines.engine import Endpoint
 from thinkserve.engines.process import EngineProcess, ProcessEngine, RestartPolicy, private_socket_path
 from thinkserve.errors import EngineUnavailableError, UsageError
@@ -34,14 +36,13 @@ def transformers_version() -> str | None:
 class TransformersEngine(ProcessEngine):
     """Our transformers server with one checkpoint; keeps the `Engine` protocol."""
 
-    name = "transformers"
-
     def __init__(
         self,
         checkpoint: Path | str,
         *,
         model_name: str,
         extra_args: Sequence[str] = (),
+        name: str = "transformers",
         env: Mapping[str, str] | None = None,
         start_timeout: float = 1800.0,
         restart: RestartPolicy | None = None,
@@ -53,6 +54,7 @@ class TransformersEngine(ProcessEngine):
             checkpoint: a folder, or a model on the Hugging Face hub.
             model_name: the name it is served under.
             extra_args: more arguments of `python -m thinkserve.engines.transformers_server`.
+            name: what logs and metrics call it.
             env: the environment it inherits; None means ours.
             start_timeout: seconds until it must answer; loading a large checkpoint takes minutes.
             restart: when to start it again after it died; None means the defaults.
@@ -73,6 +75,7 @@ class TransformersEngine(ProcessEngine):
                 raise UsageError(
                     f"{arg} cannot be passed to the transformers engine: thinkserve sets it; leave it out"
                 )
+        self.name = name
         model = _local_path(checkpoint)
         socket = private_socket_path()
         self.endpoint = Endpoint(base_url="http://localhost", uds=socket, model=model_name)
@@ -89,6 +92,31 @@ class TransformersEngine(ProcessEngine):
             restart=restart,
             log_file=log_file,
         )
+
+
+def transformers_replicas(
+    replicas: int, args: Sequence[str], env: Mapping[str, str] = os.environ
+) -> list[dict[str, str]]:
+    """The environment of each of several such servers on this machine: GPUs of its own, or a share of the threads.
+
+    Args:
+        replicas: how many; one gets all there is, as it is.
+        args: the arguments that each gets.
+        env: what they inherit. A number of threads in it is kept.
+
+    Raises:
+        UsageError: the GPUs cannot be shared out evenly.
+    """
+    given = dict(env)
+    if replicas == 1:
+        return [given]
+    on_cpu = "--device=cpu" in args or any(pair == ("--device", "cpu") for pair in pairwise(args))
+    found = [] if on_cpu else gpus(env)
+    if found:
+        return [given | share for share in gpu_shares(found, replicas, needed=1)]
+    return [
+        {"OMP_NUM_THREADS": str(sum(map(len, share)))} | given for share in core_shares(cores(), replicas)
+    ]
 
 
 def _local_path(checkpoint: Path | str) -> str:

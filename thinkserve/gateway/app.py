@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from thinkserve.gateway.chat import ChatRoute
+from thinkserve.errors import UsageError
+from thinkserve.gateway.access_log import AccessLog, AccessRecord, client_request_id
+from thinkserve.gateway.api import endpoints
+from thinkserve.gateway.buckets import OwnBuckets, SharedBuckets
+from thinkserve.gateway.concurrency import Concurrency
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.errors import INTERNAL, ApiError, shutting_down
 from thinkserve.gateway.keys import Caller, Keys
-from thinkserve.gateway.metrics import Metrics
+from thinkserve.gateway.limits import Limits
+from thinkserve.gateway.metrics import CONTENT_TYPE, Metrics
+from thinkserve.gateway.playground import add_playground
+from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.route import Route, Services
+from thinkserve.gateway.sealing import read_seal_keys
+from thinkserve.gateway.thought_log import ThoughtLog
 from thinkserve.gateway.tokens import TokenTexts
-from thinkserve.gateway.upstream import Pool
+from thinkserve.gateway.tracing import NO_TRACING, Tracing
 from thinkserve.gateway.wire import encode
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request, AccessRecord], Awaitable[web.StreamResponse]]
 JSON = {"Content-Type": "application/json"}
 
 
@@ -42,6 +55,11 @@ class Gateway:
         keys: who may call.
         skip_special_tokens: False where a marker is a special token of the checkpoint, which engines would leave out.
         engine_restarts: tells how often engines were started again, for the metrics.
+        limits_file: where the processes of one gateway share what callers have used of their limits.
+        tracing: where spans go.
+
+    Raises:
+        UsageError: a log, or the seal keys, cannot be opened.
     """
 
     def __init__(
@@ -52,6 +70,8 @@ class Gateway:
         *,
         skip_special_tokens: bool = True,
         engine_restarts: Callable[[], int] = lambda: 0,
+        limits_file: Path | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -62,16 +82,24 @@ class Gateway:
         self.idle = asyncio.Event()
         self.idle.set()
         self._keys = keys
-        self._chat = ChatRoute(
-            config,
-            pool,
-            self.metrics,
-            TokenTexts(config.tokenizer, skip_special_tokens=skip_special_tokens),
+        self._access_log = AccessLog(config.access_log) if config.access_log is not None else None
+        self._buckets = OwnBuckets() if limits_file is None else SharedBuckets(limits_file)
+        self._services = Services(
+            config=config,
+            pool=pool,
+            metrics=self.metrics,
+            texts=TokenTexts(config.tokenizer, skip_special_tokens=skip_special_tokens),
             skip_special_tokens=skip_special_tokens,
+            limits=Limits(self.metrics, self._buckets),
+            concurrency=Concurrency(config.max_concurrency, config.max_queue, self.metrics),
+            tracing=tracing,
+            thought_log=ThoughtLog(config.thought_log) if config.thought_log is not None else None,
         )
+        self._read_seal_keys()
+        self._endpoints = endpoints(config)
         self._restarts = engine_restarts
         self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/chat/completions": ("POST", self._chat_completions),
+            **{one.path: ("POST", self._generates(Route(one, self._services))) for one in self._endpoints},
             "/v1/models": ("GET", self._models),
             "/health": ("GET", self._health),
             "/ready": ("GET", self._ready),
@@ -83,11 +111,13 @@ class Gateway:
         """The aiohttp application; its start opens the connections to the engines."""
         app = web.Application(client_max_size=self.config.max_body_bytes)
         for path, (method, handler) in self._routes.items():
-            app.router.add_route(method, path, _with_errors(handler, self.metrics))
+            app.router.add_route(method, path, self._answering(path, handler))
             if method == "GET":
-                app.router.add_route("HEAD", path, _with_errors(handler, self.metrics))
-        app.router.add_get("/v1/models/{model:.+}", _with_errors(self._one_model, self.metrics))
-        app.router.add_route("*", "/{path:.*}", _with_errors(self._unknown, self.metrics))
+                app.router.add_route("HEAD", path, self._answering(path, handler))
+        app.router.add_get("/v1/models/{model:.+}", self._answering("/v1/models/{model}", self._one_model))
+        if self.config.playground:
+            add_playground(app)
+        app.router.add_route("*", "/{path:.*}", self._answering("other", self._unknown))
         app.cleanup_ctx.append(self._lifetime)
         return app
 
@@ -95,21 +125,57 @@ class Gateway:
         await self.pool.open()
         yield
         await self.pool.close()
-        self._chat.close()
+        for log in (self._services.thought_log, self._access_log):
+            if log is not None:
+                log.close()
+        self._buckets.close()
+        await asyncio.to_thread(self._services.tracing.close)
+
+    def reload(self) -> None:
+        """Read keys again and open logs again, as SIGHUP asks; what is wrong is told, and left as it was."""
+        logs = (log for log in (self._services.thought_log, self._access_log) if log is not None)
+        for renew in (self._keys.reload, self._read_seal_keys, *(log.reopen for log in logs)):
+            try:
+                renew()
+            except UsageError as exc:
+                logger.error("%s", exc)
+        logger.info("reloaded: %d keys", len(self._keys))
+
+    def _read_seal_keys(self) -> None:
+        path = self.config.seal_keys
+        self._services.sealer = None if path is None else read_seal_keys(path)
 
     def cut(self) -> None:
         """End all that still runs, with an error that says so: never a silent cut."""
-        self._chat.cut = True
+        self._services.cut = True
         for task in self._tasks:
             task.cancel()
 
     def _caller(self, http: web.Request) -> Caller:
-        return self._keys.caller(http.headers.get("Authorization"))
+        return self._keys.caller(http.headers.get("Authorization"), http.headers.get("X-Api-Key"))
 
-    async def _chat_completions(self, http: web.Request) -> web.StreamResponse:
-        caller = self._caller(http)
-        if self.draining:
-            raise shutting_down()
+    def _generates(self, route: Route) -> Handler:
+        """The handler of an endpoint that generates; what is wrong is told in the form of its API."""
+
+        async def handle(http: web.Request, record: AccessRecord) -> web.StreamResponse:
+            try:
+                caller = self._caller(http)
+                record.caller = caller.id
+                if self.draining:
+                    raise shutting_down()
+                with self._counted():
+                    return await route.handle(http, caller, record)
+            except ApiError as error:
+                record.error = error.code or error.type
+                return web.Response(
+                    body=route.endpoint.error(error), status=error.status, headers={**JSON, **error.headers}
+                )
+
+        return handle
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One more request is being answered, in this task."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -117,7 +183,7 @@ class Gateway:
         self.idle.clear()
         self.metrics.running.inc()
         try:
-            return await self._chat.handle(http, caller)
+            yield
         finally:
             self._tasks.discard(task)
             self.running -= 1
@@ -131,42 +197,48 @@ class Gateway:
             return [self.config.model_name]
         return sorted({upstream.model for upstream in self.pool.upstreams if upstream.model})
 
-    async def _models(self, http: web.Request) -> web.Response:
-        self._caller(http)
-        return _json({"object": "list", "data": [_model(name) for name in self._model_names]})
+    def _model_names_of(self, caller: Caller) -> list[str]:
+        """The models that a caller may use."""
+        return [name for name in self._model_names if caller.models is None or name in caller.models]
 
-    async def _one_model(self, http: web.Request) -> web.Response:
-        self._caller(http)
+    async def _models(self, http: web.Request, record: AccessRecord) -> web.Response:
+        names = self._model_names_of(self._caller(http))
+        return _json({"object": "list", "data": [_model(name) for name in names]})
+
+    async def _one_model(self, http: web.Request, record: AccessRecord) -> web.Response:
+        names = self._model_names_of(self._caller(http))
         name = http.match_info["model"]
-        if name not in self._model_names:
+        if name not in names:
             raise ApiError(
                 404,
-                f"the model {name[:100]!r} does not exist; this server has {', '.join(self._model_names)}",
+                f"the model {name[:100]!r} does not exist; this server has {', '.join(names)}",
                 param="model",
                 code="model_not_found",
             )
         return _json(_model(name))
 
-    async def _health(self, http: web.Request) -> web.Response:
+    async def _health(self, http: web.Request, record: AccessRecord) -> web.Response:
         return _json({"status": "ok"})
 
-    async def _ready(self, http: web.Request) -> web.Response:
+    async def _ready(self, http: web.Request, record: AccessRecord) -> web.Response:
         if self.draining:
             return _json({"status": "draining"}, 503)
         ready = await self.pool.probe()
         return _json({"status": "ready" if ready else "the engine does not answer"}, 200 if ready else 503)
 
-    async def _metrics(self, http: web.Request) -> web.Response:
-        self.metrics.engine_restarts.set(self._restarts())
-        return web.Response(
-            body=self.metrics.exposition(),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
+    async def _metrics(self, http: web.Request, record: AccessRecord) -> web.Response:
+        metrics = self.metrics
+        metrics.engine_restarts.set(self._restarts())
+        for upstream in self.pool.upstreams:
+            metrics.upstream_healthy.labels(upstream.name).set(upstream.healthy)
+            metrics.upstream_running.labels(upstream.name).set(upstream.running)
+            metrics.upstream_outstanding.labels(upstream.name).set(upstream.outstanding)
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _version(self, http: web.Request) -> web.Response:
+    async def _version(self, http: web.Request, record: AccessRecord) -> web.Response:
         return _json({"version": version("thinkserve")})
 
-    async def _unknown(self, http: web.Request) -> web.Response:
+    async def _unknown(self, http: web.Request, record: AccessRecord) -> web.Response:
         served = ", ".join(f"{method} {path}" for path, (method, _) in self._routes.items())
         known = self._routes.get(http.path)
         if known is not None:
@@ -181,21 +253,39 @@ class Gateway:
         )
 
 
-def _with_errors(handler: Handler, metrics: Metrics) -> Handler:
-    """Wrap a handler so that whatever goes wrong reaches the client as an OpenAI error, and the metrics."""
+    def _answering(
+        self, path: str, handler: Handler
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Wrap a handler so that whatever goes wrong reaches the client as an OpenAI error, the metrics and the log."""
 
-    async def handle(http: web.Request) -> web.StreamResponse:
+        async def handle(http: web.Request) -> web.StreamResponse:
+            record = AccessRecord(
+                method=http.method, path=path, client_id=client_request_id(http.headers.get("X-Request-Id"))
+            )
+            began = time.monotonic()
+            record.status = 499  # unless there is an answer: the client left
+            try:
+                answer = await self._answer(http, handler, record)
+                record.status = answer.status
+                self.metrics.requests.labels(path, str(answer.status)).inc()
+                return answer
+            finally:
+                record.seconds = time.monotonic() - began
+                if self._access_log is not None:
+                    self._access_log.append(record)
+
+        return handle
+
+    async def _answer(self, http: web.Request, handler: Handler, record: AccessRecord) -> web.StreamResponse:
         try:
-            answer = await handler(http)
+            return await handler(http, record)
         except ApiError as error:
-            answer = web.Response(body=error.body(), status=error.status, headers={**JSON, **error.headers})
+            record.error = error.code or error.type
+            return web.Response(body=error.body(), status=error.status, headers={**JSON, **error.headers})
         except (ConnectionError, web.HTTPException):
             raise
         except Exception:
             # The traceback is the operator's; it names code, and no request's or output's text.
             logger.exception("unexpected error in %s %s", http.method, http.path)
-            answer = web.Response(body=INTERNAL.body(), status=500, headers=JSON)
-        metrics.requests.labels(str(answer.status)).inc()
-        return answer
-
-    return handle
+            record.error = INTERNAL.type
+            return web.Response(body=INTERNAL.body(), status=500, headers=JSON)

@@ -1,7 +1,11 @@
 """One choice of an answer: takes what the engine generates, gives out what the client may see.
 
 A plain object without I/O. All that decides about a response is here, once, for streamed and gathered answers alike:
-the splitter, stop strings, the bounds on thought and response, token counts and logprobs.
+the splitter, stop strings, the bounds on thought and response, token counts and logprobs. What passes them goes through
+the echo guard and the reader of tool calls.
+
+An engine may send several tokens a chunk. Those of the chunk that come behind the end of the response (a stop string, a
+bound) are not counted: the engine's next chunk might as well not have come.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from thinkserve.gateway.echo import EchoGuard, echo_share
 from thinkserve.gateway.errors import FormatBroken
 from thinkserve.gateway.stops import StopMatcher
 from thinkserve.gateway.tokens import TokenTexts, trimmed
+from thinkserve.gateway.tools import CallDelta, CallParser, Tools
 from thinkserve.gateway.wire import TokenLogprob
 from thinkserve.thoughts import Piece, ThoughtFormat, ThoughtSplitter
 
@@ -28,10 +34,14 @@ class Bounds:
 
 
 class Visible(NamedTuple):
-    """What the client gets next: a stretch of the response, with the logprobs of its tokens if they were asked for."""
+    """What the client gets next: a stretch of the response, with the logprobs of its tokens if they were asked for.
+
+    What of the response is tool calls comes as such, behind the text.
+    """
 
     text: str
     logprobs: Sequence[TokenLogprob] = ()
+    calls: Sequence[CallDelta] = ()
 
 
 @dataclass(slots=True)
@@ -61,18 +71,24 @@ class Choice:
         logprobs: bool = False,
         keep_thought: bool = False,
         texts: TokenTexts | None = None,
+        tools: Tools | None = None,
+        echo: EchoGuard | None = None,
+        measure_echo: bool = False,
     ) -> None:
         self._splitter = ThoughtSplitter(format, direct=direct)
         self._stops = StopMatcher(stops) if stops else None
         self._bounds = bounds
         self._wants_logprobs = logprobs
         self._texts = texts or TokenTexts()
+        self._calls = CallParser(tools) if tools is not None and tools.choice != "none" else None
+        self._echo = echo
         self._settled_ahead: deque[Piece] = deque()  # response pieces whose tokens are not all settled
         self._segments: deque[_Segment] = deque()
         self._unreleased: deque[Entry] = deque()  # not free of a stop that may be beginning
         self._free = 0  # characters at the head of `_unreleased` that are
         self._fed = 0  # characters
-        self._keep = keep_thought
+        self._keep = keep_thought or measure_echo
+        self._response: list[str] | None = [] if measure_echo else None
         self._raw: list[str] = []
         self._thought: list[str] = []
         self._thought_taken = 0
@@ -90,6 +106,28 @@ class Choice:
     def thinking(self) -> bool:
         """Whether the text that comes next would be hidden."""
         return not self._splitter.complete
+
+    @property
+    def stop_string(self) -> str | None:
+        """The client's stop string that ended the response."""
+        return None if self._stops is None else self._stops.matched
+
+    @property
+    def calls(self) -> int:
+        """How many tool calls the response holds so far."""
+        return 0 if self._calls is None else self._calls.calls
+
+    @property
+    def echoes(self) -> int:
+        """How often the response repeats a long stretch of the thought (if there is an echo guard)."""
+        return 0 if self._echo is None else self._echo.repeats
+
+    @property
+    def echo_share(self) -> float | None:
+        """The share of the response that repeats the thought word for word; None where that is not measured."""
+        if self._response is None or not self._thought:
+            return None
+        return echo_share(self.thought, "".join(self._response))
 
     @property
     def thought(self) -> str:
@@ -147,6 +185,33 @@ class Choice:
             ids: their ids, where the engine told them.
             logprobs: their logprobs, where they were asked for.
         """
+        visible = self._feed(text, tokens, ids, logprobs)
+        if self._calls is None and self._echo is None and self._response is None:
+            return visible
+        return self._read(visible, over=self.finish_reason is not None)
+
+    def _read(self, visible: Visible | None, *, over: bool) -> Visible | None:
+        """Look for repeated thoughts and for tool calls in what is visible; `over`: nothing more comes."""
+        if visible is None and not over:
+            return None
+        text, logprobs, _ = visible or Visible("")
+        if self._response is not None:
+            self._response.append(text)
+        if self._echo is not None:
+            text = self._echo.feed(text)
+            if over:
+                text += self._echo.flush()
+        if self._calls is None:
+            return Visible(text, logprobs) if text else None
+        text, calls = self._calls.feed(text)
+        if over:
+            last_text, last_calls = self._calls.flush()
+            text, calls = text + last_text, [*calls, *last_calls]
+        return Visible(text, logprobs, calls) if text or calls else None
+
+    def _feed(
+        self, text: str, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None
+    ) -> Visible | None:
         total = self._bounds.total
         if total is not None and self.completion_tokens + tokens > total:
             return self._cut_at_total(text, total - self.completion_tokens, tokens, ids, logprobs)
@@ -161,6 +226,8 @@ class Choice:
                 self._fed += len(text)
                 if self._keep:
                     self._thought.append(text)
+                if self._echo is not None:
+                    self._echo.thought(text)
                 return None
             limit = self._bounds.response
             if not self._wants_logprobs and (limit is None or self.response_tokens + tokens < limit):
@@ -169,7 +236,11 @@ class Choice:
                 if self._stops is None:
                     self.shown = True
                     return Visible(text)
-                return self._release([(text, None)])
+                visible = self._release([(text, None)])
+                if self._stops.matched:
+                    behind = self._texts.lengths(text, ids, tokens, logprobs)
+                    self._uncount_behind([(length, 1) for length in behind])
+                return visible
         self._queue(text, tokens, ids, logprobs)
         return self._settle(pieces)
 
@@ -180,6 +251,12 @@ class Choice:
             FormatBroken: nothing was shown, and the output ended by itself inside its thought; or what was shown of a
                 direct answer turned out to be a thought.
         """
+        visible = self._finish(reason)
+        if self._calls is None and self._echo is None and self._response is None:
+            return visible
+        return self._read(visible, over=True)
+
+    def _finish(self, reason: str) -> Visible | None:
         visible = self._settle(self._splitter.flush(), final=True)
         if self.finish_reason is None:
             visible = _joined(visible, self._flush_stops())
@@ -195,9 +272,9 @@ class Choice:
         visible = None
         if left > 0:
             fits = sum(self._texts.lengths(text, ids, tokens, logprobs)[:left])
-            visible = self.feed(text[:fits], left, ids and ids[:left], logprobs and logprobs[:left])
+            visible = self._feed(text[:fits], left, ids and ids[:left], logprobs and logprobs[:left])
         if self.finish_reason is None:
-            visible = _joined(visible, self.finish("length"))
+            visible = _joined(visible, self._finish("length"))
         return visible
 
     def _queue(
@@ -224,11 +301,15 @@ class Choice:
         for piece in pieces:
             if piece.kind == "response":
                 self._settled_ahead.append(piece)
-            elif self._keep:
+                continue
+            if self._keep:
                 self._thought.append(piece.text)
+            if self._echo is not None:
+                self._echo.thought(piece.text)
         limit = self._bounds.response
         settled = self._fed if final else self._splitter.settled
         out: list[Entry] = []
+        counted: list[tuple[int, int]] = []
         while self._segments and (limit is None or self.response_tokens < limit):
             segment = self._segments[0]
             if not final and (segment.end > settled or segment.end == segment.start):
@@ -240,10 +321,17 @@ class Choice:
                 self.response_tokens += segment.tokens
             if text:
                 out += _entries(text, segment)
+                counted.append((len(text), segment.tokens))
         visible = self._release(out)
+        if self._stops is not None and self._stops.matched:
+            self._uncount_behind(counted)
         if limit is not None and self.response_tokens >= limit and self.finish_reason is None and self.shown:
             visible = _joined(visible, self._flush_stops())
             self.finish_reason = "length"
+        if self.finish_reason is not None:
+            # Of the chunk in which the response ended, what is behind its end.
+            self.completion_tokens -= sum(segment.tokens for segment in self._segments)
+            self._segments.clear()
         # What comes behind the end of a response does not break it.
         if self._splitter.broken and self.finish_reason is None:
             raise FormatBroken("a direct answer held a thought")
@@ -272,6 +360,16 @@ class Choice:
         if self._stops.matched:
             self.finish_reason = "stop"
         return self._free_to_go(entries, free)
+
+    def _uncount_behind(self, counted: list[tuple[int, int]]) -> None:
+        """Take back the tokens, of (characters, tokens) just counted, that lie wholly behind the stop string."""
+        assert self._stops is not None
+        behind, self._stops.behind = self._stops.behind, 0
+        while counted and counted[-1][0] <= behind:
+            length, tokens = counted.pop()
+            behind -= length
+            self.completion_tokens -= tokens
+            self.response_tokens -= tokens
 
     def _flush_stops(self) -> Visible | None:
         return None if self._stops is None else self._free_to_go([], self._stops.flush())

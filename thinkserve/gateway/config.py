@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from thinkserve.gateway.tools import HERMES, ToolFormat
 from thinkserve.thoughts import ThoughtFormat
 
 # Thought tokens by `reasoning_effort`, for checkpoints whose operator set no budget of their own. The steps follow
@@ -29,10 +31,26 @@ class GatewayConfig:
     max_thought_tokens: int | None = None
     effort_budgets: Mapping[str, int | None] = field(default_factory=lambda: EFFORT_BUDGETS)
     format_retries: int = 1
+    format_guard: bool | None = None
+    """Whether the engine's grammar sees to it that thoughts are closed; None: where that costs next to nothing."""
     allow_fields: frozenset[str] = frozenset()
+    tool_format: ToolFormat = HERMES
+    """How the model writes its tool calls."""
+    write_tools: bool = False
+    """The chat template knows no tools, so they are written into the prompt by the gateway."""
+    echo_guard: Literal["off", "flag", "redact"] = "off"
+    echo_words: int = 24
+    """From how many words on a repeat of the thought counts."""
     thought_log: Path | None = None
+    access_log: Path | None = None
+    seal_keys: Path | None = None
     tokenizer: Path | None = None
     """Where the checkpoint's tokenizer.json is, if it is known: settles chunks that straddle a marker."""
+    tokenize: bool = False
+    playground: bool = True
+    max_concurrency: int | None = None
+    """Of this process; None: no limit."""
+    max_queue: int = 256
     max_body_bytes: int = 8 * 2**20
     max_messages: int = 2048
     max_choices: int = 16

@@ -28,6 +28,12 @@ BACKLOG_BYTES = 256 * 1024
 TRAILER_SECONDS = 1.0
 
 Consumer = Callable[[bytes], bool]
+Movable = Callable[[], bool]
+
+
+def never() -> bool:
+    """For an exchange that is to be waited for, whatever is known of the engine."""
+    return False
 
 
 class ConnectionLost(UpstreamFailed):
@@ -58,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle_seconds = 0.0
+        self._movable: Movable = never
 
     # What asyncio calls
 
@@ -120,12 +127,13 @@ class Connection(asyncio.Protocol):
         """Whether the answer has ended and all of it was read."""
         return self.ended and not self._backlog
 
-    async def send(self, request: bytes, idle_seconds: float) -> None:
+    async def send(self, request: bytes, idle_seconds: float, movable: Movable) -> None:
         """Send a request and wait for the head of its answer; `status` has its status then.
 
         Args:
             request: all of it.
             idle_seconds: how long the engine may be silent, now and until the answer has ended.
+            movable: tells whether another engine may be asked instead.
 
         Raises:
             UpstreamFailed: the connection ended before that, or the engine was silent for too long.
@@ -134,6 +142,7 @@ class Connection(asyncio.Protocol):
             raise ConnectionLost("the connection is closed")
         self._begin()
         self._idle_seconds = idle_seconds
+        self._movable = movable
         self._last_read = self._loop.time()
         self._timer = self._loop.call_later(idle_seconds, self._look)
         self._transport.write(request)
@@ -187,13 +196,22 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """Give up the engine if it has been silent for too long, or look again when that could be."""
-        if self._backlog:  # the engine waits for whoever reads here, and may have been told to
-            self._last_read = self._loop.time()
-        left = self._last_read + self._idle_seconds - self._loop.time()
+        left = self._idle_seconds - self._silent_seconds()
         if left <= 0:
             self._fail(UpstreamFailed(f"it was silent for {self._idle_seconds:g} s"))
         else:
             self._timer = self._loop.call_later(left, self._look)
+
+    def _silent_seconds(self) -> float:
+        """How long the engine has been silent. It is not while it waits for whoever reads here."""
+        if self._backlog:
+            self._last_read = self._loop.time()
+        return self._loop.time() - self._last_read
+
+    def give_up(self, seconds: float) -> None:
+        """End an exchange in which the engine has been silent for so long, if another engine may be asked."""
+        if not self.ended and self._silent_seconds() >= seconds and self._movable():
+            self._fail(UpstreamFailed(f"it was silent for {seconds:g} s and fails its health checks"))
 
     def _fail(self, failure: Exception) -> None:
         self.failure = failure
@@ -231,6 +249,7 @@ class Connections:
             head += f"Authorization: Bearer {endpoint.api_key}\r\n"
         self._head = head
         self._free: deque[tuple[float, Connection]] = deque()
+        self._busy: set[Connection] = set()
         self._closed = False
         self._ending: set[asyncio.Task[None]] = (
             set()
@@ -242,11 +261,25 @@ class Connections:
         while self._free:
             self._free.pop()[1].abort()
 
-    async def request(self, method: str, path: str, body: bytes = b"", headers: str = "") -> Connection:
+    def give_up(self, seconds: float) -> None:
+        """End the exchanges in which the engine has been silent for so long, where another engine may be asked."""
+        for connection in tuple(self._busy):
+            connection.give_up(seconds)
+
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: str = "", *, movable: Movable = never
+    ) -> Connection:
         """Send a request; return its connection when the head of the answer is there.
 
         A request that fails on a connection used before is sent once more on a new one: the engine may have closed it
         just then, and nothing of an answer had come.
+
+        Args:
+            method: of HTTP.
+            path: behind the base URL.
+            body: all of it.
+            headers: more of them, each with its line end.
+            movable: tells, as long as the answer has not ended, whether another engine may be asked instead.
 
         Raises:
             UpstreamFailed: the engine cannot be reached, or closes the connection without an answer.
@@ -257,10 +290,10 @@ class Connections:
         connection = self._reusable()
         if connection is not None:
             try:
-                return await self._sent(connection, request)
+                return await self._sent(connection, request, movable)
             except ConnectionLost:
                 pass
-        return await self._sent(await self._connect(), request)
+        return await self._sent(await self._connect(), request, movable)
 
     def release(self, connection: Connection, *, expected: bool = False) -> None:
         """Give a connection back. One whose answer has not ended is cut, so that the engine ends its work.
@@ -270,6 +303,7 @@ class Connections:
             expected: all events were read, and only the end of the answer is still to come; it is waited for.
         """
         loop = asyncio.get_running_loop()
+        self._busy.discard(connection)
         if connection.ended and connection.usable and not self._closed:
             self._free.append((loop.time(), connection))
         elif expected and not connection.ended:
@@ -289,10 +323,12 @@ class Connections:
         else:
             self.release(connection)
 
-    async def _sent(self, connection: Connection, request: bytes) -> Connection:
+    async def _sent(self, connection: Connection, request: bytes, movable: Movable) -> Connection:
+        self._busy.add(connection)
         try:
-            await connection.send(request, self._idle_seconds)
+            await connection.send(request, self._idle_seconds, movable)
         except BaseException:
+            self._busy.discard(connection)
             connection.abort()
             raise
         return connection

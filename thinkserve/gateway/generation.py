@@ -8,16 +8,19 @@ their common prompt cheap).
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from thinkserve.gateway.choice import Bounds, Choice, Visible
 from thinkserve.gateway.config import GatewayConfig
+from thinkserve.gateway.constraints import splitter_format, structured_outputs
+from thinkserve.gateway.echo import EchoGuard
 from thinkserve.gateway.errors import (
     ApiError,
     FormatBroken,
@@ -26,18 +29,25 @@ from thinkserve.gateway.errors import (
     format_broken,
 )
 from thinkserve.gateway.metrics import Metrics
-from thinkserve.gateway.policy import ChatRequest
+from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.request import Request
 from thinkserve.gateway.sse import DONE
+from thinkserve.gateway.thought_log import ThoughtLog, ThoughtRecord
 from thinkserve.gateway.tokens import TokenTexts
-from thinkserve.gateway.upstream import Pool, Upstream, UpstreamStream
+from thinkserve.gateway.tracing import NO_SPAN, RequestSpan
+from thinkserve.gateway.upstream import Upstream, UpstreamStream
 from thinkserve.gateway.wire import Chunk, ChunkChoice, decode_chunk
-from thinkserve.thoughts import ThoughtFormat
 
 logger = logging.getLogger(__name__)
 
 FINISH_REASONS = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
 # A retry must not repeat the output that was broken, and the choices of one request use seed, seed + 1 ...
 RETRY_SEED_STEP = 1_000_003
+# A grammar that bounds the thought lets the closing marker follow; the gateway's own bound is the second lock.
+GRAMMAR_SLACK = 32
+# Without an echo guard, what a response repeats of its thought is measured on one output of so many.
+ECHO_SAMPLE = 32
+_choices = itertools.count()
 
 
 class Sink(Protocol):
@@ -49,6 +59,9 @@ class Sink(Protocol):
     async def opened(self) -> None:
         """An engine has taken the request."""
 
+    def begin(self, index: int, choice: Choice) -> None:
+        """The thought of a choice is over: what comes next is its response, or its end."""
+
     def write(self, index: int, visible: Visible) -> None:
         """Take a visible stretch; sent by `flush`."""
 
@@ -57,6 +70,9 @@ class Sink(Protocol):
 
     def restart(self, index: int) -> None:
         """Forget what was taken of this choice: it is generated anew."""
+
+    def end_choice(self, index: int, choice: Choice) -> None:
+        """The choice is over."""
 
     def send_now(self) -> bool:
         """Send what was taken, if that takes no waiting; return whether it was sent."""
@@ -70,55 +86,89 @@ class Job:
     """One request on its way: what the client asked, and what all its choices share."""
 
     id: str
-    request: ChatRequest
-    messages: list[dict[str, Any]]
+    request: Request
+    messages: tuple[list[dict[str, Any]], ...]
+    """For the engine, one list for each conversation."""
     config: GatewayConfig
     direct: bool
+    caller: str
+    """The public name of the key."""
     cache_salt: str
     reveal: bool
     texts: TokenTexts
     skip_special_tokens: bool
     started: float
-    prompt_tokens: int = 0
-    first_shown: float | None = None
+    prompt_bytes: int = 0
+    bind: bool = False
+    """Whether the engine is given a grammar, which holds the thought format and binds the response."""
+    prefix: str = ""
+    """What the conversation is known by in a pool: its next turn is best asked of the same engine."""
+    prompt_tokens: dict[int, int] = field(default_factory=dict)
+    """Of each conversation."""
+    outputs: list[Choice] = field(default_factory=list)
+    """All that engines were asked for, also what was thrown away."""
+    shown: dict[int, float] = field(default_factory=dict)
+    """When the response of each choice began."""
+    retries: int = 0
+    failovers: int = 0
+    upstream: str | None = None
+    """The engine that was asked last."""
+    error: str | None = None
+    """The code, or the type, of the error that it ended with."""
 
     @property
-    def model_name(self) -> str:
-        """What the answer calls the model."""
-        return self.config.model_name or self.request.model or ""
+    def used_tokens(self) -> int:
+        """What the request has taken so far: prompts, thoughts, responses, also of what was thrown away."""
+        return sum(self.prompt_tokens.values()) + sum(output.completion_tokens for output in self.outputs)
 
     @property
     def thought_budget(self) -> int | None:
-        """The bound on the thought, in tokens: the client's effort, and never more than the operator's."""
-        bounds = [self.config.max_thought_tokens]
-        if self.request.effort not in (None, "none"):
-            bounds.append(self.config.effort_budgets.get(self.request.effort or ""))
+        """The bound on the thought, in tokens: the client's, and never more than the operator's."""
+        request = self.request
+        bounds = [self.config.max_thought_tokens, request.thought_tokens]
+        if request.effort not in (None, "none"):
+            bounds.append(self.config.effort_budgets.get(request.effort or ""))
         return min((bound for bound in bounds if bound is not None), default=None)
 
     def new_choice(self) -> Choice:
         """The empty state of a choice."""
-        request = self.request
-        format = self.config.format
-        if request.schema is not None:
-            # The grammar goes over to the schema at the exact marker, so nothing else may end the thought here.
-            format = format.exact
+        request, config = self.request, self.config
+        format = config.format
+        if self.bind:
+            # The thought must end here where the grammar ends it.
+            format = splitter_format(request.constraint, request.tools, format, direct=self.direct)
+        budget = self.thought_budget
+        if budget is not None and self.bind:
+            budget += GRAMMAR_SLACK
         return Choice(
             format,
             direct=self.direct,
             stops=request.stops,
-            bounds=Bounds(request.max_tokens, self.thought_budget, request.max_completion_tokens),
+            bounds=Bounds(request.max_tokens, budget, request.max_completion_tokens),
             logprobs=request.logprobs,
             keep_thought=self.reveal
-            or self.config.thought_log is not None
+            or request.seal
+            or config.thought_log is not None
             or self.thought_budget is not None,
             texts=self.texts,
+            tools=request.tools,
+            echo=self._new_echo_guard(),
+            measure_echo=config.echo_guard != "off" or next(_choices) % ECHO_SAMPLE == 0,
         )
+
+    def _new_echo_guard(self) -> EchoGuard | None:
+        """A guard for one output, if the operator wants one. What is JSON is not redacted: it would be none any more."""
+        mode = self.config.echo_guard
+        if mode == "off":
+            return None
+        json = self.request.constraint is not None or self.request.tools is not None
+        return EchoGuard(self.config.echo_words, "flag" if json else mode)
 
     def body(self, index: int, attempt: int) -> dict[str, Any]:
         """What the engine is asked. The model's name is the engine's own, unless clients' names pass through."""
         request = self.request
         body: dict[str, Any] = {
-            "messages": self.messages,
+            "messages": self.messages[request.conversation(index)],
             **request.sampling,
             **request.extra,
             "stream": True,
@@ -139,73 +189,143 @@ class Job:
         elif self.direct and request.max_tokens is not None:
             # One more than may be shown: the gateway ends the output itself, and tells a stop from a cut.
             body["max_tokens"] = request.max_tokens + 1
-        if request.schema is not None:
-            body["structured_outputs"] = response_constraint(request.schema, self.config.format, self.direct)
+        tools = request.tools
+        if tools is not None and tools.choice != "none" and not self.config.write_tools:
+            # Rendered by the chat template; the engine is not to look for calls, which are read out of the response here.
+            body |= {"tools": [tool.as_json() for tool in tools.tools], "tool_choice": "none"}
+        if self.bind:
+            body["structured_outputs"] = self.constraint(self.direct)
         return body
 
-
-def response_constraint(schema: Mapping[str, Any], format: ThoughtFormat, direct: bool) -> dict[str, Any]:
-    """The schema as vLLM's structured output: a free thought, its closing marker, then JSON that fits.
-
-    Sent as one grammar that holds the format itself, so that the model thinks freely and the response obeys, in one
-    pass. The end of the output is not allowed inside the thought, so a response always follows.
-    """
-    if direct:
-        return {"json": schema}
-    end = ("\n" if format.line_start else "") + format.closing[0]
-    elements = [
-        {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": end},
-        {"type": "json_schema", "json_schema": schema},
-    ]
-    tag = {"type": "structural_tag", "format": {"type": "sequence", "elements": elements}}
-    return {"structural_tag": str(msgspec.json.encode(tag), "utf-8")}
+    def constraint(self, direct: bool) -> dict[str, Any] | None:
+        """What binds an output in the engine; `direct`: there is no thought in it, or no more."""
+        request = self.request
+        return structured_outputs(
+            request.constraint,
+            request.tools,
+            self.config.format,
+            direct=direct,
+            guard=False,
+            thought_tokens=self.thought_budget,
+        )
 
 
-async def generate(job: Job, index: int, pool: Pool, sink: Sink, metrics: Metrics) -> Choice:
+@dataclass(frozen=True, slots=True)
+class Watchers:
+    """Who is told of what happens to the outputs of a request."""
+
+    metrics: Metrics
+    log: ThoughtLog | None = None
+    span: RequestSpan = NO_SPAN
+
+
+async def generate(job: Job, index: int, pool: Pool, sink: Sink, watchers: Watchers) -> Choice:
     """Generate one choice to its end, through retries and other engines where nothing was shown yet.
 
     Raises:
         ApiError: what the client is told: a refusal of the engine, 502 for broken formats, 503 for lost engines.
     """
+    metrics = watchers.metrics
     broken = 0
     tried: set[Upstream] = set()
+
+    def pick() -> Upstream | None:
+        return pool.pick(tried, prefix=job.prefix, needs_structural_tags=job.bind)
+
     while True:
-        upstream = pool.pick(tried)
+        upstream = pick()
         if upstream is None:
             raise engine_unavailable("it did not answer" if tried else "there is none")
+        job.upstream = upstream.name
         choice = job.new_choice()
-        upstream.running += 1
+        job.outputs.append(choice)
+        attempt = watchers.span.attempt(upstream.name, choice=index, attempt=len(tried) + broken)
         try:
-            await _run(job, index, choice, upstream, sink, broken)
-            return choice
+            with upstream.taking(pool.expect(job.prompt_bytes, job.request.max_completion_tokens)):
+                await _run(job, index, choice, upstream, sink, broken, attempt.headers())
         except FormatBroken as exc:
             broken += 1
+            attempt.end(error=exc.kind)
             metrics.malformed.labels(exc.kind).inc()
             logger.warning("%s: choice %d of upstream %s: %s", job.id, index, upstream.name, exc.kind)
-            if sink.sent(index) or broken > job.config.format_retries:
+            last = sink.sent(index) or broken > job.config.format_retries
+            _keep_thought(job, index, choice, watchers, attempt=broken - 1, retried=not last, malformed=exc.kind)
+            if last:
                 raise format_broken(exc.kind, broken) from exc
             metrics.retries.inc()
+            job.retries += 1
+            watchers.span.event("retry")
         except ApiError as exc:
-            # An engine that is busy need not be the only one.
-            if exc.status != 429 or sink.sent(index) or pool.pick(tried | {upstream}) is None:
-                raise
+            attempt.end(error=exc.code or exc.type)
             tried.add(upstream)
+            # An engine that is busy need not be the only one.
+            if exc.status != 429 or sink.sent(index) or pick() is None:
+                raise
         except UpstreamFailed as exc:
+            attempt.end(error="upstream_failed")
             tried.add(upstream)
             logger.warning("%s: engine %s: %s", job.id, upstream.name, exc)
             if sink.sent(index):
                 raise engine_unavailable("it ended in the middle of the response") from exc
-            if pool.pick(tried) is not None:
+            if pick() is not None:
                 metrics.failovers.inc()
-        finally:
-            upstream.running -= 1
+                job.failovers += 1
+                watchers.span.event("failover")
+        else:
+            pool.learn(choice.completion_tokens)
+            _keep_thought(job, index, choice, watchers, attempt=broken)
+            attempt.end()
+            return choice
         sink.restart(index)
+        job.shown.pop(index, None)
 
 
-async def _run(job: Job, index: int, choice: Choice, upstream: Upstream, sink: Sink, attempt: int) -> None:
+def _keep_thought(
+    job: Job,
+    index: int,
+    choice: Choice,
+    watchers: Watchers,
+    *,
+    attempt: int,
+    retried: bool = False,
+    malformed: str | None = None,
+) -> None:
+    """Write an output to the operators' log, if there is one."""
+    if watchers.log is None:
+        return
+    shown = job.shown.get(index)
+    watchers.log.append(
+        ThoughtRecord(
+            id=job.id,
+            created=int(time.time()),
+            model=job.config.model_name or job.request.model or "",
+            choice=index,
+            attempt=attempt,
+            retried=retried,
+            malformed=malformed,
+            caller=job.caller,
+            upstream=job.upstream,
+            seconds=None if shown is None else round(shown - job.started, 3),
+            finish_reason=choice.finish_reason,
+            thought_tokens=choice.reasoning_tokens,
+            response_tokens=choice.response_tokens,
+            thought=choice.thought,
+        )
+    )
+
+
+async def _run(
+    job: Job,
+    index: int,
+    choice: Choice,
+    upstream: Upstream,
+    sink: Sink,
+    attempt: int,
+    headers: Mapping[str, str],
+) -> None:
     """Feed one output of one upstream to a choice, to the end."""
     body = job.body(index, attempt)
-    stream = await upstream.stream(body, job.id)
+    stream = await upstream.stream(body, job.id, headers, unseen=lambda: not sink.sent(index))
     complete = False
     try:
         await sink.opened()
@@ -219,6 +339,8 @@ async def _run(job: Job, index: int, choice: Choice, upstream: Upstream, sink: S
                 choice.finish("length")
     finally:
         stream.close(complete=complete)
+    if index not in job.shown:
+        sink.begin(index, choice)
 
 
 async def _pump(job: Job, index: int, choice: Choice, stream: UpstreamStream, sink: Sink) -> bool:
@@ -327,7 +449,8 @@ class _Pump:
             self._counted = chunk.usage.completion_tokens
         if not self._before:
             prompt_tokens = len(chunk.prompt_token_ids or ()) or (chunk.usage and chunk.usage.prompt_tokens)
-            self._job.prompt_tokens = prompt_tokens or self._job.prompt_tokens
+            if prompt_tokens:
+                self._job.prompt_tokens[self._job.request.conversation(self._index)] = prompt_tokens
 
     def _finish(self, reason: str) -> None:
         self.over = True
@@ -343,10 +466,11 @@ class _Pump:
         thought = self._choice.take_thought() if job.reveal else ""
         if thought:
             sink.reveal(self._index, thought)
-        if visible is None or not visible.text:
+        if visible is None or not (visible.text or visible.calls):
             return bool(thought)
-        if job.first_shown is None:
-            job.first_shown = time.monotonic()
+        if self._index not in job.shown:
+            job.shown[self._index] = time.monotonic()
+            sink.begin(self._index, self._choice)
         sink.write(self._index, visible)
         return True
 
@@ -378,13 +502,13 @@ async def _ask_to_answer(
     thought = choice.raw
     answer = {"role": "assistant", "content": opening + thought + closing}
     body = body | {
-        "messages": [*job.messages, answer],
+        "messages": [*body["messages"], answer],
         "continue_final_message": True,
         "add_generation_prompt": False,
     }
-    if job.request.schema is not None:
+    if job.bind:
         # The thought is over: a grammar with a thought in it would let free text into the response.
-        body["structured_outputs"] = response_constraint(job.request.schema, format, True)
+        body["structured_outputs"] = job.constraint(True)
     if job.request.max_completion_tokens is not None:
         body["max_tokens"] = max(1, job.request.max_completion_tokens - choice.completion_tokens)
     try:

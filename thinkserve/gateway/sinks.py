@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 from aiohttp import web
 
 from thinkserve.gateway.choice import Choice, Visible
+from thinkserve.gateway.config import GatewayConfig
+from thinkserve.gateway.endpoint import Answer, Writer
 from thinkserve.gateway.errors import ApiError
-from thinkserve.gateway.generation import Job
-from thinkserve.gateway.wire import ChunkWriter, TokenLogprob
+from thinkserve.gateway.wire import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,7 @@ class Gathered:
     """The sink of an answer that is sent whole."""
 
     def __init__(self, choices: int) -> None:
-        self.texts: list[list[str]] = [[] for _ in range(choices)]
-        self.logprobs: list[list[TokenLogprob]] = [[] for _ in range(choices)]
-        self.thoughts: list[list[str]] = [[] for _ in range(choices)]
+        self.answers = [Answer() for _ in range(choices)]
 
     def sent(self, index: int) -> bool:
         return False
@@ -43,17 +41,20 @@ class Gathered:
     async def opened(self) -> None:
         pass
 
+    def begin(self, index: int, choice: Choice) -> None:
+        pass
+
     def write(self, index: int, visible: Visible) -> None:
-        self.texts[index].append(visible.text)
-        self.logprobs[index] += visible.logprobs
+        self.answers[index].add(visible)
 
     def reveal(self, index: int, thought: str) -> None:
-        self.thoughts[index].append(thought)
+        self.answers[index].thoughts.append(thought)
 
     def restart(self, index: int) -> None:
-        self.texts[index].clear()
-        self.logprobs[index].clear()
-        self.thoughts[index].clear()
+        self.answers[index] = Answer()
+
+    def end_choice(self, index: int, choice: Choice) -> None:
+        self.answers[index].choice = choice
 
     def send_now(self) -> bool:
         return True  # there is nothing to send before the end
@@ -63,26 +64,14 @@ class Gathered:
 
 
 class Streamed:
-    """The sink of a streamed answer: writes events, and keeps the connection alive while there is nothing to show."""
+    """The sink of a streamed answer: sends events, and keeps the connection alive while there is nothing to show."""
 
-    def __init__(self, http: web.Request, job: Job) -> None:
-        request, config = job.request, job.config
+    def __init__(self, http: web.Request, writer: Writer, choices: int, headers: dict[str, str], config: GatewayConfig) -> None:
         self._http = http
         self._config = config
-        self._response = web.StreamResponse(headers={**STREAM_HEADERS, "X-Request-Id": job.id})
-        created = int(time.time())
-        self._writers = [
-            ChunkWriter(
-                id=job.id,
-                created=created,
-                model=job.model_name,
-                index=index,
-                usage_field=request.include_usage,
-            )
-            for index in range(request.n)
-        ]
-        self._logprobs = request.logprobs
-        self._sent = [False] * request.n
+        self._response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
+        self._writer = writer
+        self._sent = [False] * choices
         self._out: list[bytes] = []
         self._head: asyncio.Task[None] | None = None
         self._head_sent = False
@@ -112,21 +101,19 @@ class Streamed:
 
     async def _send_head(self) -> None:
         await self._response.prepare(self._http)
-        roles = b"".join(writer.delta({"role": "assistant", "content": ""}) for writer in self._writers)
-        await self._response.write(roles)
+        await self._response.write(self._writer.head())
         self._last_write = self._loop.time()
         self._head_sent = True
 
+    def begin(self, index: int, choice: Choice) -> None:
+        self._out.append(self._writer.begin(index, choice))
+
     def write(self, index: int, visible: Visible) -> None:
         self._sent[index] = True
-        writer = self._writers[index]
-        if self._logprobs:
-            self._out.append(writer.delta({"content": visible.text}, visible.logprobs))
-        else:
-            self._out.append(writer.content(visible.text))
+        self._out.append(self._writer.text(index, visible))
 
     def reveal(self, index: int, thought: str) -> None:
-        self._out.append(self._writers[index].delta({"reasoning_content": thought}))
+        self._out.append(self._writer.thought(index, thought))
 
     def restart(self, index: int) -> None:
         """Nothing to forget: nothing of the choice was sent."""
@@ -180,7 +167,7 @@ class Streamed:
         elif not self._head_sent:
             self._in_background(self._begin())
         elif now - self._last_write >= every * 0.9:
-            self._in_background(self._write(b": thinking\n\n"))
+            self._in_background(self._write(self._writer.keepalive))
         self._timer = self._loop.call_later(every, self._beat)
 
     def _in_background(self, work: Any) -> None:
@@ -190,19 +177,15 @@ class Streamed:
             work.close()
 
     def end_choice(self, index: int, choice: Choice) -> None:
-        """Take the last chunk of a choice."""
-        more: dict[str, Any] = {"incomplete_details": {"reason": choice.lost_to}} if choice.lost_to else {}
-        self._out.append(self._writers[index].delta({}, finish=choice.finish_reason, **more))
+        self._out.append(self._writer.end_choice(index, choice))
 
-    def end(self, usage: dict[str, Any] | None) -> None:
+    def end(self, usage: Usage) -> None:
         """Take the end of the stream."""
-        if usage is not None:
-            self._out.append(self._writers[0].usage(usage))
-        self._out.append(b"data: [DONE]\n\n")
+        self._out.append(self._writer.end(usage))
 
     def fail(self, error: ApiError) -> None:
         """Take an error as the last event: the stream was good so far, and is not whole."""
-        self._out.append(b"data: " + error.body() + b"\n\n")
+        self._out.append(self._writer.fail(error))
 
     def stop_beating(self) -> None:
         """End the timer; the last write may follow."""

@@ -10,22 +10,25 @@ class StopMatcher:
     longest. What may still become a match is held back.
     """
 
-    __slots__ = ("_held", "_stops", "matched")
+    __slots__ = ("_held", "_stops", "behind", "matched")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
-        self.matched = False
+        self.matched: str | None = None
+        """The stop string that was found."""
+        self.behind = 0
+        """How many characters came behind the stop string in the text that completed it."""
 
     def feed(self, text: str) -> str:
         """Take the next text; return what can be shown of it. Once `matched`, nothing more is."""
         text = self._held + text
         found = min(
-            ((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0),
+            ((at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0),
             default=None,
         )
         if found is not None:
-            self.matched, self._held = True, ""
+            self.matched, self._held, self.behind = found[2], "", len(text) - found[0]
             return text[: found[1]]
         end = len(text) - max(_begun(stop, text) for stop in self._stops)
         self._held = text[end:]

@@ -1,45 +1,53 @@
-"""The one place where thoughts are kept, if the operator asked for it: JSON lines in a file that only they can read."""
+"""The one place where thoughts are kept, if the operator asked for it: JSON lines in a file that only they can read.
+
+`thinkserve thoughts` reads it (`thought_reader.py`).
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import stat
 from pathlib import Path
-from typing import Any
 
-from thinkserve.errors import UsageError
-from thinkserve.gateway.wire import encode
+import msgspec
 
-logger = logging.getLogger(__name__)
+from thinkserve.gateway.line_log import LineLog
 
 
-class ThoughtLog:
-    """Appends a line for each choice: `{"id", "created", "model", "choice", "thought", "thought_tokens", ...}`.
+class ThoughtRecord(msgspec.Struct, kw_only=True):
+    """A line: one output of the model, whether its response was sent or it was thrown away and sampled again."""
+
+    id: str
+    """Of the response, as the client has it."""
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choice: int = 0
+    attempt: int = 0
+    """Which output of this choice it is: 0, and one more for each that came before it."""
+    retried: bool = False
+    """Whether the output was thrown away, and another sampled for the choice."""
+    malformed: str | None = None
+    """How the output broke its format, if it did."""
+    caller: str | None = None
+    """The public name of the key."""
+    upstream: str | None = None
+    seconds: float | None = None
+    """From the request's start to the end of the thought."""
+    finish_reason: str | None = None
+    thought_tokens: int = 0
+    response_tokens: int = 0
+    thought: str = ""
+
+
+class ThoughtLog(LineLog):
+    """Appends a `ThoughtRecord` for each output.
 
     Raises:
         UsageError: the file cannot be opened, or others can read it already.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise UsageError(f"cannot open the thought log {path}: {exc.strerror}") from exc
-        if stat.S_IMODE(os.fstat(self._file).st_mode) & 0o077:
-            os.close(self._file)
-            raise UsageError(f"others can read the thought log {path}; chmod 600 it, or name a new file")
+        super().__init__(path, what="thought log", private=True)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one line, in one system call, so that lines of several processes do not mix.
-
-        A disk that is full is the operator's trouble and no reason to lose the answer.
-        """
-        try:
-            os.write(self._file, encode(record) + b"\n")
-        except OSError as exc:
-            logger.error("cannot write to the thought log (%s)", exc.strerror)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+    def append(self, record: ThoughtRecord) -> None:
+        """Write one line; a disk that is full loses the line, and no answer."""
+        super().append(record)

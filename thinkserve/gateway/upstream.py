@@ -1,4 +1,4 @@
-"""The engines as the gateway sees them: somewhere to stream from, with a count of what is running there.
+"""An engine as the gateway sees it: somewhere to stream from, with a count of what runs and what failed there.
 
 An upstream is always asked to stream. It is asked for token ids too (`return_token_ids`, which vLLM and our own server
 know and most others ignore); one that refuses the field is not asked for it again.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from thinkserve.engines.engine import Endpoint
-from thinkserve.gateway.connection import Connection, Connections
+from thinkserve.gateway.connection import Connection, Connections, Movable, never
 from thinkserve.gateway.errors import ApiError, UpstreamFailed
 from thinkserve.gateway.sse import EventDecoder
 from thinkserve.gateway.wire import encode
@@ -25,7 +27,7 @@ PROBE_SECONDS = 5.0
 # The longest body that is read of an answer that is no stream: a list of models, an error.
 MAX_BODY_BYTES = 2**20
 # Extensions of vLLM's chat API that our own server speaks too. Other servers ignore them or refuse them with a 400.
-EXTENSIONS = frozenset({"return_token_ids", "cache_salt", "skip_special_tokens"})
+EXTENSIONS = frozenset({"return_token_ids", "cache_salt", "skip_special_tokens", "stream_interval"})
 
 Take = Callable[[list[bytes]], bool]
 
@@ -68,13 +70,25 @@ class UpstreamStream:
 
 
 class Upstream:
-    """One engine: its connections, its load, and what it can do."""
+    """One engine: its connections, its load, its health, and what it can do."""
 
     def __init__(self, endpoint: Endpoint, *, name: str, idle_seconds: float) -> None:
         self.name = name
+        """Tells it from the others of its pool."""
         self.running = 0
         """Outputs being generated there for this gateway."""
+        self.outstanding = 0
+        """The tokens that these are expected to take, prompts included."""
+        self.last_taken = 0.0
+        """When it was last given work (`time.monotonic`)."""
         self.healthy = False
+        """Whether it answered when it was last asked anything."""
+        self.failures = 0
+        """How many of its outputs failed in a row."""
+        self.ejected = False
+        """Whether its pool gives it work only where nothing else is left."""
+        self.known = False
+        """Whether it ever told what it is."""
         self.model = endpoint.model
         self.extensions = True
         self.structural_tags = False
@@ -86,11 +100,40 @@ class Upstream:
         """Close the connections that nothing runs on."""
         self._connections.close()
 
-    async def probe(self) -> bool:
+    @contextmanager
+    def taking(self, tokens: int) -> Iterator[None]:
+        """Count an output that runs here while the block does, and afterwards how it ended.
+
+        An `UpstreamFailed` that leaves the block is a failure of the engine; an end without an exception shows that it
+        works. Any other exception says nothing about the engine: the client left, or the request or the model's output
+        was wrong.
+
+        Args:
+            tokens: what the output is expected to take, with its prompt (`Pool.expect`).
+        """
+        self.running += 1
+        self.outstanding += tokens
+        self.last_taken = time.monotonic()
+        try:
+            yield
+        except UpstreamFailed:
+            self.failures += 1
+            raise
+        else:
+            self.failures = 0
+        finally:
+            self.running -= 1
+            self.outstanding -= tokens
+
+    def give_up_silent(self, seconds: float) -> None:
+        """Fail what has been silent for so long and was shown to nobody, so that another engine is asked for it."""
+        self._connections.give_up(seconds)
+
+    async def probe(self, timeout_seconds: float = PROBE_SECONDS) -> bool:
         """Ask for the list of models: tells whether the engine answers, what it serves, and what it is."""
         was = self.healthy
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(timeout_seconds):
                 self.healthy = await self._probe()
         except (
             UpstreamFailed,
@@ -110,6 +153,7 @@ class Upstream:
     async def _probe(self) -> bool:
         status, raw = await self._whole(await self._connections.request("GET", "/v1/models"))
         if status in (404, 405, 501):
+            self.known = True
             return True  # it answers, and has no list of models
         if status != 200:
             return False
@@ -118,10 +162,25 @@ class Upstream:
             if self._endpoint.model is None:
                 self.model = models[0].get("id")
             self.structural_tags = models[0].get("owned_by") == "vllm"
+        self.known = True
         return True
 
-    async def stream(self, body: dict[str, Any], request_id: str) -> UpstreamStream:
+    async def stream(
+        self,
+        body: dict[str, Any],
+        request_id: str,
+        headers: Mapping[str, str] = {},
+        *,
+        unseen: Movable = never,
+    ) -> UpstreamStream:
         """Begin an output.
+
+        Args:
+            body: what the engine is asked.
+            request_id: what its log and ours call the request.
+            headers: more to send, such as a trace's.
+            unseen: tells whether nobody has seen anything of the output, so that it may be given up for that of another
+                engine. Until the answer begins that is taken for granted.
 
         Raises:
             ApiError: the engine refuses the request itself (400, 404, 413, 422, 429): nothing was generated.
@@ -131,24 +190,33 @@ class Upstream:
             body.setdefault("model", self.model)
         if not self.extensions:
             body = {key: value for key, value in body.items() if key not in EXTENSIONS}
-        connection = await self._post(body, request_id)
+        head = _head({"X-Request-Id": request_id, **headers})
+        connection = await self._post(body, head, unseen)
         if connection.status in (400, 422) and self.extensions and not self.structural_tags:
             # Perhaps it is strict about fields it does not know. If it takes the request without them, it is.
             await self._whole(connection)
             plain = {key: value for key, value in body.items() if key not in EXTENSIONS}
-            connection = await self._post(plain, request_id)
+            connection = await self._post(plain, head, unseen)
             self.extensions = connection.status != 200
         if connection.status != 200:
             raise _refusal(*await self._whole(connection))
         return UpstreamStream(self._connections, connection)
 
-    async def _post(self, body: dict[str, Any], request_id: str) -> Connection:
-        headers = f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
+    async def _post(self, body: dict[str, Any], head: str, unseen: Movable) -> Connection:
+        begun = False
+
+        def movable() -> bool:
+            return not begun or unseen()
+
         try:
-            return await self._connections.request("POST", "/v1/chat/completions", encode(body), headers)
+            connection = await self._connections.request(
+                "POST", "/v1/chat/completions", encode(body), head, movable=movable
+            )
         except UpstreamFailed:
             self.healthy = False
             raise
+        begun = True
+        return connection
 
     async def _whole(self, connection: Connection) -> tuple[int, bytes]:
         """The status and body of an answer that is no stream; too long a body is cut."""
@@ -169,6 +237,13 @@ class Upstream:
         return connection.status, b"".join(parts)
 
 
+def _head(headers: Mapping[str, str]) -> str:
+    """Headers as they are sent. A value that could end its line, or is no text of HTTP, is left out."""
+    fit = {name: value for name, value in headers.items() if value.isascii() and value.isprintable()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fit.items())
+    return f"Content-Type: application/json\r\n{lines}"
+
+
 def _refusal(status: int, raw: bytes) -> Exception:
     """Turn an engine's HTTP error into ours. Its words are passed on only where it refused what the client asked."""
     try:
@@ -183,44 +258,3 @@ def _refusal(status: int, raw: bytes) -> Exception:
     if status == 429:
         return ApiError(429, "the engine is busy; try again in a moment", type="rate_limit_error")
     return UpstreamFailed(f"it answered with HTTP {status}")
-
-
-class Pool:
-    """Several upstreams; the one with the least to do is asked next."""
-
-    def __init__(self, upstreams: list[Upstream], *, probe_every_seconds: float = 5.0) -> None:
-        self.upstreams = upstreams
-        self._probe_every = probe_every_seconds
-        self._prober: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        """Look once at each upstream, and keep looking."""
-        await self.probe()
-        self._prober = asyncio.create_task(self._probe_forever())
-
-    async def close(self) -> None:
-        """Stop looking, and close all connections."""
-        if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.gather(self._prober, return_exceptions=True)
-        for upstream in self.upstreams:
-            upstream.close()
-
-    async def probe(self) -> bool:
-        """Look at every upstream now; return whether any answers."""
-        return any(await asyncio.gather(*(upstream.probe() for upstream in self.upstreams)))
-
-    async def _probe_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._probe_every)
-            await self.probe()
-
-    def pick(self, tried: set[Upstream]) -> Upstream | None:
-        """The least busy upstream that was not tried yet; those that did not answer lately come last."""
-        left = [upstream for upstream in self.upstreams if upstream not in tried]
-        return min(left, key=lambda upstream: (not upstream.healthy, upstream.running), default=None)
-
-    @property
-    def structural_tags(self) -> bool:
-        """Whether every upstream can bind a response by a grammar that leaves the thought free."""
-        return all(upstream.structural_tags for upstream in self.upstreams)

@@ -1,13 +1,12 @@
-"""The JSON that crosses the wire: what is read of an engine's chunks, and how our own are written.
+"""The JSON that crosses the wire: what is read of an engine's chunks.
 
 Reading is by msgspec structs that hold just what is used. An engine's `reasoning` and `reasoning_content` are not
-among it, so what an engine chose to call a thought cannot pass through here. Writing puts the JSON of the text between
-two byte strings made once a choice: an event costs one string encoding.
+among it, so what an engine chose to call a thought cannot pass through here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -46,7 +45,7 @@ class ChunkChoice(msgspec.Struct, gc=False):
     token_ids: list[int] | None = None
 
 
-class Usage(msgspec.Struct, gc=False):
+class EngineUsage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -55,7 +54,7 @@ class Chunk(msgspec.Struct, gc=False):
     """One event of an engine's stream."""
 
     choices: list[ChunkChoice] = []
-    usage: Usage | None = None
+    usage: EngineUsage | None = None
     prompt_token_ids: list[int] | None = None
     error: Any = None
 
@@ -75,51 +74,30 @@ def nested_within(value: object, levels: int) -> bool:
     return levels > 0 and all(nested_within(item, levels - 1) for item in inner)
 
 
-def usage_json(prompt: int, completion: int, reasoning: int) -> dict[str, Any]:
-    """OpenAI's usage object; reasoning tokens are those of `completion` that no client saw."""
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
-    }
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer took, in tokens; `reasoning` are those of `completion` that no client saw."""
 
+    prompt: int
+    completion: int
+    reasoning: int
 
-class ChunkWriter:
-    """Writes the chunks of one choice of a streamed answer."""
+    @property
+    def response(self) -> int:
+        """The tokens that the client saw."""
+        return self.completion - self.reasoning
 
-    __slots__ = ("_after", "_before", "_head", "_index", "_tail")
-
-    def __init__(self, *, id: str, created: int, model: str, index: int, usage_field: bool) -> None:
-        head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self._index = index
-        self._head = b"data: " + encode(head)[:-1] + b',"choices":['
-        # Where usage was asked for, OpenAI puts a null on every chunk but the last.
-        self._tail = b'],"usage":null}\n\n' if usage_field else b"]}\n\n"
-        self._before = self._head + b'{"index":%d,"delta":{"content":' % index
-        self._after = b'},"logprobs":null,"finish_reason":null}' + self._tail
-
-    def content(self, text: str) -> bytes:
-        """A stretch of the response."""
-        return self._before + encode(text) + self._after
-
-    def delta(
-        self,
-        delta: dict[str, Any],
-        logprobs: Sequence[TokenLogprob] | None = None,
-        finish: str | None = None,
-        **more: Any,
-    ) -> bytes:
-        """Any other chunk of the choice: the role, a text with logprobs, the end."""
-        choice = {
-            "index": self._index,
-            "delta": delta,
-            "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
-            "finish_reason": finish,
-            **more,
+    def as_completion(self) -> dict[str, Any]:
+        """OpenAI's usage object of chat completions and completions."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         }
-        return self._head + encode(choice) + self._tail
 
-    def usage(self, usage: dict[str, Any]) -> bytes:
-        """The last chunk of the stream: no choice, and the usage of all of them."""
-        return self._head + b'],"usage":' + encode(usage) + b"}\n\n"
+
+def event(payload: object, name: str | None = None) -> bytes:
+    """A server-sent event with a JSON payload; `name` where the API names its events."""
+    head = b"data: " if name is None else b"event: " + name.encode() + b"\ndata: "
+    return head + encode(payload) + b"\n\n"

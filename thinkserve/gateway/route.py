@@ -1,0 +1,355 @@
+"""A request's way through the gateway, the same for every endpoint that generates: read, generated, streamed or gathered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from aiohttp import web
+
+from thinkserve.gateway.access_log import AccessRecord
+from thinkserve.gateway.choice import Choice
+from thinkserve.gateway.concurrency import Concurrency
+from thinkserve.gateway.config import GatewayConfig
+from thinkserve.gateway.endpoint import Endpoint, Head, Writer
+from thinkserve.gateway.errors import INTERNAL, ApiError, invalid, shutting_down
+from thinkserve.gateway.fields import read_object
+from thinkserve.gateway.generation import Job, Watchers, generate
+from thinkserve.gateway.history import Rules, upstream_messages
+from thinkserve.gateway.keys import Caller
+from thinkserve.gateway.limits import Limits
+from thinkserve.gateway.metrics import Metrics
+from thinkserve.gateway.pool import Pool, conversation_key
+from thinkserve.gateway.request import Request
+from thinkserve.gateway.sealing import Sealer
+from thinkserve.gateway.sinks import Gathered, Streamed
+from thinkserve.gateway.thought_log import ThoughtLog
+from thinkserve.gateway.tokens import TokenTexts
+from thinkserve.gateway.tracing import NO_TRACING, RequestSpan, Tracing
+from thinkserve.gateway.wire import Usage, encode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """What the routes of one gateway share."""
+
+    config: GatewayConfig
+    pool: Pool
+    metrics: Metrics
+    texts: TokenTexts
+    skip_special_tokens: bool
+    limits: Limits
+    concurrency: Concurrency
+    tracing: Tracing = NO_TRACING
+    thought_log: ThoughtLog | None = None
+    sealer: Sealer | None = None
+    cut: bool = False
+    """The time to drain is over: requests that are cancelled are told so."""
+
+
+class Route:
+    """The handler of one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, services: Services) -> None:
+        self.endpoint = endpoint
+        self._services = services
+        self._config = services.config
+        self._metrics = services.metrics
+
+    async def handle(self, http: web.Request, caller: Caller, record: AccessRecord) -> web.StreamResponse:
+        """Answer one request.
+
+        Args:
+            http: the request.
+            caller: who sent it.
+            record: takes what the access log tells of it.
+
+        Raises:
+            ApiError: nothing was sent yet, and this is what the client is told.
+        """
+        body = await _body(http, self._config)
+        request = self.endpoint.read(read_object(body), http.headers)
+        record.model, record.stream, record.n = request.model, request.stream, request.choices
+        job = self._job(http, request, caller, len(body))
+        record.id = job.id
+        services = self._services
+        charge = services.limits.take(caller, services.pool.expect(len(body), request.max_completion_tokens))
+        span = services.tracing.request(
+            "chat",
+            self._model_name(request),
+            route=self.endpoint.path,
+            caller=caller.id,
+            traceparent=http.headers.get("traceparent"),
+            n=request.choices,
+            max_tokens=request.max_completion_tokens,
+            stream=request.stream,
+        )
+        record.status = 499  # unless it gets further: the client left
+        try:
+            async with services.concurrency:
+                answer = await self._answer(http, job, caller, span)
+            record.status = answer.status
+            self._metrics.seconds.observe(time.monotonic() - job.started)
+            return answer
+        except ApiError as error:
+            if not job.outputs:  # it never got a turn
+                charge.cancel()
+            error.headers = {**services.limits.headers(caller), **error.headers}
+            record.status, job.error = error.status, error.code or error.type
+            raise
+        except Exception:
+            record.status, job.error = 500, INTERNAL.type
+            raise
+        finally:
+            charge.settle(job.used_tokens)
+            self._tell(job, record)
+            span.end(
+                record.status,
+                error=record.error,
+                response_id=job.id,
+                finish_reasons=tuple(record.finish_reasons),
+                prompt_tokens=record.prompt_tokens,
+                thought_tokens=record.thought_tokens,
+                response_tokens=record.response_tokens,
+            )
+
+    async def _answer(
+        self, http: web.Request, job: Job, caller: Caller, span: RequestSpan
+    ) -> web.StreamResponse:
+        request, services = job.request, self._services
+        seal = partial(self._seal, caller) if request.seal else None
+        writer = self.endpoint.writer(
+            Head(job.id, int(time.time()), self._model_name(request), request, job.reveal, seal)
+        )
+        headers = {"X-Request-Id": job.id, **services.limits.headers(caller)}
+        watchers = Watchers(services.metrics, services.thought_log, span)
+        if request.stream:
+            return await self._stream(http, job, writer, headers, watchers)
+        return await self._gather(job, writer, headers, watchers)
+
+    def _tell(self, job: Job, record: AccessRecord) -> None:
+        """Fill in the record of a request that is over."""
+        choices = [output for output in job.outputs if output.finish_reason is not None]
+        record.prompt_tokens = sum(job.prompt_tokens.values())
+        record.thought_tokens = sum(choice.reasoning_tokens for choice in choices)
+        record.response_tokens = sum(choice.response_tokens for choice in choices)
+        record.finish_reasons = [choice.finish_reason or "" for choice in choices]
+        record.upstream, record.retries, record.failovers = job.upstream, job.retries, job.failovers
+        record.error = job.error
+        metrics = self._metrics
+        metrics.prompt_tokens.inc(record.prompt_tokens)
+        if job.shown:
+            record.first_response_seconds = min(job.shown.values()) - job.started
+            metrics.first_response.observe(record.first_response_seconds)
+        if record.status == 499:
+            metrics.clients_lost.labels("disconnected").inc()
+
+    def _model_name(self, request: Request) -> str:
+        """What the answer calls the model."""
+        return self._config.model_name or request.model or ""
+
+    def _seal(self, caller: Caller, thought: str, response: str) -> str | None:
+        assert self._services.sealer is not None
+        try:
+            sealed = self._services.sealer.seal(thought, client=caller.id, response=response)
+        except ValueError as exc:  # too long
+            logger.warning("%s: %s", response, exc)
+            return None
+        self._metrics.sealed.labels("sealed").inc()
+        return sealed
+
+    def _opened(self, request: Request, caller: Caller) -> dict[int, str]:
+        """The past thoughts that a client brought back sealed."""
+        sealer = self._services.sealer
+        if sealer is None:
+            if request.seal or request.sealed:
+                raise invalid(
+                    "include",
+                    "reasoning.encrypted_content is not offered here; leave it out, or ask the operator for --seal-keys",
+                    code="unsupported_field",
+                )
+            return {}
+        opened: dict[int, str] = {}
+        for at, (response, token) in request.sealed.items():
+            try:
+                opened[at] = sealer.open(token, client=caller.id, response=response)
+            except ApiError:
+                self._metrics.sealed.labels("refused").inc()
+                raise
+            self._metrics.sealed.labels("opened").inc()
+        return opened
+
+    def _job(self, http: web.Request, request: Request, caller: Caller, size: int) -> Job:
+        reveal = http.headers.get("thinkserve-reveal", "0") not in ("", "0", "false")
+        if reveal and caller.role != "operator":
+            raise ApiError(
+                403,
+                "thinkserve-reveal is for operator keys only",
+                type="permission_error",
+                code="operator_key_required",
+            )
+        config, services = self._config, self._services
+        request.check_model(config.model_name)
+        caller.require_model(self._model_name(request))
+        direct = request.effort == "none"
+        if direct and not config.format.allows_direct:
+            raise invalid(
+                "reasoning_effort",
+                f"reasoning_effort none is not offered: in the thought format {config.format.name!r} a model that "
+                "thinks all the same could not be told apart; ask minimal, or the operator to set direct in the format",
+            )
+        rules = Rules(
+            config.format,
+            direct=direct,
+            allow=config.allow_fields,
+            tools=request.tools,
+            write_tools=config.write_tools,
+            thoughts=self._opened(request, caller),
+            most=config.max_messages,
+        )
+        job = Job(
+            id=self.endpoint.new_id(),
+            request=request,
+            messages=tuple(upstream_messages(messages, rules) for messages in request.conversations),
+            config=config,
+            direct=direct,
+            caller=caller.id,
+            cache_salt=caller.cache_salt,
+            reveal=reveal,
+            texts=services.texts,
+            skip_special_tokens=services.skip_special_tokens,
+            started=time.monotonic(),
+            prompt_bytes=size,
+        )
+        tools = request.tools
+        job.bind = request.constraint is not None or (tools is not None and tools.bind)
+        if job.bind and not services.pool.structural_tags:
+            raise invalid(
+                "response_format" if request.constraint is not None else "tool_choice",
+                "response_format, structured_outputs and tool_choice other than auto are refused: the engine behind this "
+                "server cannot bind the response and leave the thought free; ask in the prompt, or serve the model on vLLM",
+                code="unsupported_field",
+            )
+        if request.logprobs and request.tools is not None:
+            raise invalid("logprobs", "logprobs are not given beside tools: what is a call has no place in them")
+        if request.logprobs and config.echo_guard == "redact":
+            raise invalid("logprobs", "logprobs are refused: the operator lets repeated thoughts be taken out")
+        if tools is not None and any(tool.strict for tool in tools.callable):
+            job.bind = services.pool.structural_tags  # where a call is free to come, its arguments are bound if they can be
+        if len(services.pool.upstreams) > 1:
+            job.prefix = conversation_key(job.messages[0], job.cache_salt)
+        return job
+
+    async def _gather(
+        self, job: Job, writer: Writer, headers: dict[str, str], watchers: Watchers
+    ) -> web.Response:
+        sink = Gathered(job.request.choices)
+        choices = await self._generate_all(job, sink, watchers)
+        body = writer.whole(sink.answers, _usage(job, choices))
+        return web.Response(body=encode(body), headers={"Content-Type": "application/json", **headers})
+
+    async def _stream(
+        self, http: web.Request, job: Job, writer: Writer, headers: dict[str, str], watchers: Watchers
+    ) -> web.StreamResponse:
+        sink = Streamed(http, writer, job.request.choices, headers, self._config)
+        try:
+            choices = await self._generate_all(job, sink, watchers)
+            sink.end(_usage(job, choices))
+        except ApiError as error:
+            if not sink.begun:
+                raise
+            self._broke_off(job, error)
+            sink.fail(error)
+        except ConnectionError:
+            raise
+        except Exception:
+            if not sink.begun:
+                raise
+            # Raised further, it would be answered with a second HTTP head in the middle of the stream.
+            logger.exception("%s: unexpected error in a stream", job.id)
+            self._broke_off(job, INTERNAL)
+            sink.fail(INTERNAL)
+        finally:
+            sink.stop_beating()
+        return await sink.close()
+
+    def _broke_off(self, job: Job, error: ApiError) -> None:
+        """A stream that had begun ends with an error."""
+        job.error = error.code or error.type
+        self._metrics.requests.labels(self.endpoint.path, "stream_error").inc()
+
+    async def _generate_all(self, job: Job, sink: Gathered | Streamed, watchers: Watchers) -> list[Choice]:
+        """Generate all choices, unless the gateway cannot wait for them any longer."""
+        try:
+            return await self._side_by_side(job, sink, watchers)
+        except asyncio.CancelledError:
+            if not self._services.cut:  # the client left
+                raise
+            raise shutting_down() from None
+
+    async def _side_by_side(self, job: Job, sink: Gathered | Streamed, watchers: Watchers) -> list[Choice]:
+        """Generate the choices side by side; the first that fails for good ends them all."""
+        count = job.request.choices
+        if count == 1:
+            return [await self._generate(job, 0, sink, watchers)]
+        tasks = [asyncio.ensure_future(self._generate(job, index, sink, watchers)) for index in range(count)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _generate(
+        self, job: Job, index: int, sink: Gathered | Streamed, watchers: Watchers
+    ) -> Choice:
+        choice = await generate(job, index, self._services.pool, sink, watchers)
+        sink.end_choice(index, choice)
+        if job.request.choices > 1:
+            await sink.flush()
+        metrics = self._metrics
+        metrics.finished.labels(choice.finish_reason).inc()
+        if choice.lost_to:
+            metrics.lost.labels(choice.lost_to).inc()
+        metrics.thought_tokens.observe(choice.reasoning_tokens)
+        metrics.response_tokens.observe(choice.response_tokens)
+        if choice.calls:
+            metrics.tool_calls.inc(choice.calls)
+        if choice.echoes:
+            metrics.echo_repeats.inc(choice.echoes)
+        if (share := choice.echo_share) is not None:
+            metrics.echo_share.observe(share)
+        if index in job.shown:
+            metrics.thought_seconds.observe(job.shown[index] - job.started)
+        return choice
+
+
+def _usage(job: Job, choices: list[Choice]) -> Usage:
+    return Usage(
+        sum(job.prompt_tokens.values()),
+        sum(choice.completion_tokens for choice in choices),
+        sum(choice.reasoning_tokens for choice in choices),
+    )
+
+
+async def _body(http: web.Request, config: GatewayConfig) -> bytes:
+    """The request's body, if it is not too large. What is left of one that is, aiohttp reads and throws away."""
+    too_large = ApiError(
+        413,
+        f"the body is larger than {config.max_body_bytes} bytes; send less, or ask the operator to raise "
+        "--max-body-bytes",
+        code="body_too_large",
+    )
+    if (http.content_length or 0) > config.max_body_bytes:
+        raise too_large
+    try:
+        return await http.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large from None
+    except (ValueError, web.HTTPException, web.RequestPayloadError) as exc:
+        raise ApiError(400, f"the body cannot be read: {exc}") from exc
