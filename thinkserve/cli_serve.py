@@ -137,7 +137,9 @@ def serve(
     ] = 1,
     workers: Annotated[
         int,
-        typer.Option(help="Run so many gateway processes on the port.", min=1, metavar="N", **_env("WORKERS")),
+        typer.Option(
+            help="Run so many gateway processes on the port.", min=1, metavar="N", **_env("WORKERS")
+        ),
     ] = 1,
     max_concurrency: Annotated[
         int | None,
@@ -151,7 +153,10 @@ def serve(
     max_queue: Annotated[
         int,
         typer.Option(
-            help="How many requests may wait; further ones get a 503.", min=0, metavar="N", **_env("MAX_QUEUE")
+            help="How many requests may wait; further ones get a 503.",
+            min=0,
+            metavar="N",
+            **_env("MAX_QUEUE"),
         ),
     ] = 256,
     tool_format: Annotated[
@@ -172,13 +177,14 @@ def serve(
         ),
     ] = "auto",
     format_guard: Annotated[
-        bool | None,
+        bool,
         typer.Option(
-            "--format-guard/--no-format-guard",
-            help="Let vLLM's grammar see to it that every thought is closed before the output ends.",
+            "--format-guard",
+            help="Let vLLM's grammar see to it that every thought is closed before the output ends; "
+            "costs 5 to 8 % of its speed.",
             **_env("FORMAT_GUARD"),
         ),
-    ] = None,
+    ] = False,
     echo_guard: Annotated[
         str,
         typer.Option(
@@ -211,7 +217,9 @@ def serve(
     ] = None,
     playground: Annotated[
         bool,
-        typer.Option("--playground/--no-playground", help="Serve a page to try the model at /.", **_env("PLAYGROUND")),
+        typer.Option(
+            "--playground/--no-playground", help="Serve a page to try the model at /.", **_env("PLAYGROUND")
+        ),
     ] = True,
     tokenize: Annotated[
         bool, typer.Option("--tokenize", help="Serve POST /tokenize.", **_env("TOKENIZE"))
@@ -352,9 +360,7 @@ def thoughts(
     id_: Annotated[
         str | None, typer.Option("--id", help="Only the outputs of the answer with this id.", metavar="ID")
     ] = None,
-    last: Annotated[
-        int | None, typer.Option(help="Only so many, the latest.", min=1, metavar="N")
-    ] = None,
+    last: Annotated[int | None, typer.Option(help="Only so many, the latest.", min=1, metavar="N")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print a line of JSON each.")] = False,
 ) -> None:
     """Show the thoughts that the operators' log holds, the oldest first."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,8 +142,19 @@ def make_engines(
     extra_args: Sequence[str],
     upstream_api_key: str | None = None,
     replicas: int = 1,
+    *,
+    format: ThoughtFormat | None = None,
 ) -> list[Engine]:
     """The engines, not started yet.
+
+    Args:
+        source: what is served.
+        engine: which engine.
+        model_name: what it calls the model.
+        extra_args: what else it is told.
+        upstream_api_key: what servers that run already want.
+        replicas: how many engines.
+        format: how the model marks its thought, for engines that can bound thoughts themselves.
 
     Raises:
         UsageError: an engine argument that would open a leak, a URL that is none, or replicas that the devices cannot be
@@ -165,7 +177,7 @@ def make_engines(
         return list(remote)
     assert source.checkpoint is not None
     chosen = choose_engine(engine)
-    kind = VllmEngine if chosen == "vllm" else TransformersEngine
+    kind = TransformersEngine if chosen == "transformers" else partial(VllmEngine, format=format)
     if replicas == 1:
         return [kind(source.checkpoint, model_name=model_name, extra_args=extra_args)]
     share_out = vllm_replicas if chosen == "vllm" else transformers_replicas
@@ -191,6 +203,19 @@ def default_model_name(source: Source) -> str:
         if source.folder
         else source.checkpoint or ""
     )
+
+
+def template_knows_tools(source: Source) -> bool:
+    """Whether the chat template tells the model its tools; taken for granted where the template is not at hand."""
+    if source.folder is None:
+        return True
+    template = source.folder / "chat_template.jinja"
+    if not template.is_file():
+        template = source.folder / "tokenizer_config.json"  # where older checkpoints have it
+    try:
+        return "tools" in template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 class _AddedToken(msgspec.Struct):
@@ -267,6 +292,7 @@ async def run(
         config.engine_args,
         config.upstream_api_key,
         config.replicas,
+        format=config.gateway.format,
     )
     endpoints = tuple((_upstream_name(engine), engine.endpoint) for engine in engines)
     if not config.gateway.model_name:
@@ -364,6 +390,15 @@ class _GatewayWork:
 
     async def __call__(self, parent: Parent, *, restarted: bool) -> None:
         config = self.config
+        if (limit := config.gateway.max_concurrency) is not None:
+            # Each worker takes its part of what the operator allows.
+            parts = config.workers
+            gateway_config = replace(
+                config.gateway,
+                max_concurrency=max(1, limit // parts),
+                max_queue=config.gateway.max_queue // parts,
+            )
+            config = replace(config, gateway=gateway_config)
         if restarted:
             # The keys as they were at the start may have been taken back since.
             config.keys.reload()

@@ -91,7 +91,6 @@ def test_a_reasoning_parser_in_a_json_value_is_refused() -> None:
         ["--chat-template", "template.jinja", "--config-format", "hf"],
         ["--hf-overrides.rope_scaling.factor=2.0", "--structured-outputs-config.backend", "xgrammar"],
         ["--enable-log-deltas", "--log-level", "DEBUG", "--model-impl", "auto"],
-        ["--reasoning-config", '{"reasoning_start_str": "<T>", "reasoning_end_str": "<R>"}'],
     ],
 )
 def test_all_else_passes(arguments: list[str]) -> None:

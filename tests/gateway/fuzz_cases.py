@@ -72,7 +72,7 @@ def make_case(seed: int) -> Case:
         script=script,
         body=body,
         headers=headers,
-        plain=plain and not failing and not broken and not headers and len(steps) and not _ended(steps),
+        plain=plain and not (failing or broken or headers or _ended(steps)),
     )
 
 
@@ -94,7 +94,9 @@ def _output(random: Random, format: ThoughtFormat, *, broken: bool, again: bool)
         return random.choice([opening + thought, thought, ""])
     text = opening + thought + _marker(random, format) + _response(random)
     if again and format.opening and random.random() < 0.15:  # it thinks again
-        text += f"\n{format.opening[0]}\n{_thought(random, format)}{_marker(random, format)}{_response(random)}"
+        text += (
+            f"\n{format.opening[0]}\n{_thought(random, format)}{_marker(random, format)}{_response(random)}"
+        )
     return text
 
 
@@ -123,7 +125,19 @@ def _thought(random: Random, format: ThoughtFormat) -> str:
 
 
 def _response(random: Random) -> str:
-    pieces = ["Hello", " world", "\n\n", "é", "日本 ", "STOP", '{"at": "x"}', " 1 < 2", CALL % "x", "<tool_", "`code` "]
+    pieces = [
+        "Hello",
+        " world",
+        "\n\n",
+        "é",
+        "日本 ",
+        "STOP",
+        '{"at": "x"}',
+        " 1 < 2",
+        CALL % "x",
+        "<tool_",
+        "`code` ",
+    ]
     return "A" + "".join(random.choice(pieces) for _ in range(random.randrange(0, 6)))
 
 
@@ -143,7 +157,7 @@ def _chunks(random: Random, text: str) -> list[Step]:
 
 def _failing(random: Random, steps: list[Step]) -> list[Step]:
     message = {"message": f"{EYE} broke", "type": "InternalServerError", "code": random.choice([500, 400])}
-    bad = [
+    bad: list[Step] = [
         Die(),
         End(),
         ErrorEvent(message),

@@ -64,11 +64,8 @@ class Matcher:
         *,
         direct: bool = False,
         guard: bool = False,
-        thought_tokens: int | None = None,
     ) -> None:
-        outputs = structured_outputs(
-            constraint, tools, format, direct=direct, guard=guard, thought_tokens=thought_tokens
-        )
+        outputs = structured_outputs(constraint, tools, format, direct=direct, guard=guard)
         assert outputs is not None
         assert outputs.keys() == {"structural_tag"}
         self._matcher = xgrammar.GrammarMatcher(compiler().compile_structural_tag(outputs["structural_tag"]))
@@ -223,7 +220,7 @@ def test_a_thought_that_is_not_required_may_be_left_out() -> None:
         assert split(output, splitter_format(SCHEMA, None, format, direct=False)).response == '{"a": 1}'
     assert not Matcher(SCHEMA, None, format).begins("x")
     assert not Matcher(SCHEMA, None, format).takes("<think>x")
-    guard = structured_outputs(None, None, format, direct=False, guard=True, thought_tokens=None)
+    guard = structured_outputs(None, None, format, direct=False, guard=True)
     assert guard is None
 
 
@@ -249,30 +246,6 @@ def test_grammar_and_splitter_end_a_thought_in_the_same_place(thought: str, form
         begun = output.lstrip("\n")[0] in {"*", "#", *(marker[0] for marker in format.closing)}
         barred = format.line_start and (begun or output.startswith("\n" * (MAX_EMPTY_LINES + 1)))
         assert read.response != "b" or barred or f'"{format.closing[0]}' in output
-
-
-# Budgets
-
-
-@pytest.mark.parametrize("budget", [0, 1, 4])
-def test_behind_the_budget_the_marker_must_follow(budget: int) -> None:
-    matcher = Matcher(SCHEMA, thought_tokens=budget)
-    for _ in range(budget):
-        assert len(matcher.next()) > 200
-        matcher.take("x")
-    assert matcher.next() == ids("<R>", "<")
-    matcher.take("<R>")
-    assert matcher.next() == ids(" ", "\n")
-
-
-def test_a_marker_that_begins_a_line_is_asked_for_with_its_line_end() -> None:
-    matcher = Matcher(None, None, GENERIC, guard=True, thought_tokens=2)
-    matcher.take("x", "y", "z")  # the first character is not counted
-    assert matcher.next() == ids("\n")
-
-
-def test_a_budget_alone_binds_nothing() -> None:
-    assert structured_outputs(None, None, SPECIFIC, direct=False, guard=False, thought_tokens=9) is None
 
 
 # What binds the response
@@ -303,7 +276,7 @@ def test_json_cannot_go_on_with_white_space_for_ever() -> None:
 @pytest.mark.parametrize("tools", [None, Tools(TOOLS.tools, "none")])
 @pytest.mark.parametrize(("direct", "guard"), [(True, True), (False, False)])
 def test_where_nothing_is_asked_for_nothing_binds(tools: Tools | None, direct: bool, guard: bool) -> None:
-    bound = structured_outputs(None, tools, SPECIFIC, direct=direct, guard=guard, thought_tokens=1)
+    bound = structured_outputs(None, tools, SPECIFIC, direct=direct, guard=guard)
     assert bound is None
 
 

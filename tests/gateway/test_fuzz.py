@@ -98,11 +98,7 @@ def text_of(endpoint: str, raw: bytes, *, streamed: bool) -> str:
     """The response of an answer, as a client puts it together."""
     if not streamed:
         return _whole_text(endpoint, msgspec.json.decode(raw))
-    events = [
-        msgspec.json.decode(line[6:])
-        for line in raw.split(b"\n")
-        if line.startswith(b"data: {")
-    ]
+    events = [msgspec.json.decode(line[6:]) for line in raw.split(b"\n") if line.startswith(b"data: {")]
     match endpoint:
         case "chat":
             parts = [c["delta"].get("content") for e in events for c in e["choices"] if c["index"] == 0]
@@ -169,7 +165,9 @@ async def test_the_fuzzer_sees_a_leak(start_gateway: StartGateway) -> None:
         asked = {"messages": [{"role": "user", "content": "x"}]}
         async with running.http.post(running.url + PATHS["chat"], json=asked) as answer:
             assert EYE.encode() not in await answer.read()
-        wrong = await start_gateway(upstream.url, format="tpo-generic", format_retries=0, allow_fields=frozenset())
+        wrong = await start_gateway(
+            upstream.url, format="tpo-generic", format_retries=0, allow_fields=frozenset()
+        )
         asked["reasoning_effort"] = "none"  # type: ignore[assignment]
         async with wrong.http.post(wrong.url + PATHS["chat"], json=asked) as answer:
             assert EYE.encode() in await answer.read()

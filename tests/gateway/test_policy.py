@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
 from tests.gateway.conftest import Running, StartGateway, content
-from tests.gateway.scripted import JSON, Script, ScriptedUpstream
+from tests.gateway.scripted import JSON, Script, ScriptedUpstream, Wait
+from thinkserve.engines.engine import Endpoint
 from thinkserve.gateway.api.chat import FIELDS
 from thinkserve.gateway.constraints import Constraint, structured_outputs
 from thinkserve.gateway.fields import DROP, PASS, REFUSE, REWRITE
@@ -76,12 +78,13 @@ async def ask(running: Running, body: JSON | bytes) -> tuple[int, Any]:
 
 
 async def sent(running: Running, upstream: ScriptedUpstream, body: JSON) -> JSON:
-    """Post a body that is taken; return what the engine was asked, less the cache salt."""
+    """Post a body that is taken; return what the engine was asked, less the cache salt and the stream interval."""
     upstream.requests.clear()
     status, answer = await ask(running, body)
     assert status == 200, answer
     asked = upstream.requests[0].body
     assert len(asked.pop("cache_salt")) == 32
+    assert 1 <= asked.pop("stream_interval") <= 16
     return asked
 
 
@@ -120,7 +123,7 @@ async def test_the_engine_is_asked_this_and_nothing_else(start_gateway: StartGat
             "top_k": 5,
             "min_p": 0.1,
             "repetition_penalty": 1.1,
-            "structured_outputs": bound(Constraint("json_schema", {"type": "object"}), thought_tokens=512),
+            "structured_outputs": bound(Constraint("json_schema", {"type": "object"})),
         }
         assert sorted(request.body["seed"] for request in upstream.requests) == [7, 8]
 
@@ -145,14 +148,10 @@ async def test_a_field_that_is_dropped_changes_nothing(name: str, start_gateway:
         assert await sent(running, upstream, {"messages": ASK, name: GOOD[name]}) == plain()
 
 
-def bound(
-    constraint: Constraint | None, tools: Tools | None = None, *, thought_tokens: int | None = None
-) -> dict[str, str] | None:
+def bound(constraint: Constraint | None, tools: Tools | None = None) -> dict[str, str] | None:
     """The grammar that the engine is given (what it takes is tested in test_constraints.py)."""
     format = get_format("tpo-generic")
-    return structured_outputs(
-        constraint, tools, format, direct=False, guard=False, thought_tokens=thought_tokens
-    )
+    return structured_outputs(constraint, tools, format, direct=False, guard=False)
 
 
 FUNCTION = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
@@ -733,9 +732,7 @@ async def test_json_asked_for_directly_binds_the_whole_output(start_gateway: Sta
         body = {"messages": ASK, "reasoning_effort": "none", "response_format": JSON_FORMAT}
         asked = await sent(running, upstream, body)
         constraint = Constraint("json_schema", {"type": "object"})
-        alone = structured_outputs(
-            constraint, None, get_format("tpo-generic"), direct=True, guard=False, thought_tokens=None
-        )
+        alone = structured_outputs(constraint, None, get_format("tpo-generic"), direct=True, guard=False)
         assert asked == plain(ASK) | {"structured_outputs": alone}
 
 
@@ -747,3 +744,90 @@ async def test_special_tokens_are_kept_in_the_output_where_a_marker_is_one(
         running = await start_gateway(upstream.url, format="think-tags", skip_special_tokens=False)
         assert await sent(running, upstream, {"messages": ASK}) == plain(ASK) | {"skip_special_tokens": False}
         assert content(await running.stream({"messages": ASK})) == "Hello!"
+
+
+@pytest.mark.parametrize(
+    ("fields", "interval"),
+    [
+        ({}, 16),
+        ({"stream": True}, 1),
+        ({"stop": "x"}, 4),
+        ({"max_tokens": 5}, 4),
+        ({"stream": True, "stop": "x"}, 1),
+        ({"reasoning_effort": "low"}, 1),
+    ],
+)
+async def test_an_answer_that_is_sent_whole_comes_in_larger_chunks(
+    fields: JSON, interval: int, start_gateway: StartGateway
+) -> None:
+    """Unless the gateway is to cut it: what the engine is ahead by then was in vain."""
+    async with ScriptedUpstream(SCRIPT) as upstream:
+        running = await start_gateway(upstream.url)
+        assert (await ask(running, {"messages": ASK, **fields}))[0] == 200
+        assert upstream.requests[0].body["stream_interval"] == interval
+
+
+async def test_streams_come_in_larger_chunks_the_more_there_are(start_gateway: StartGateway) -> None:
+    """Each chunk costs the engine's server and the gateway time, and many streams share it."""
+    hold = asyncio.Event()
+    async with ScriptedUpstream(Script([Wait(hold), OUTPUT])) as upstream:
+        running = await start_gateway(upstream.url)
+        asked = [asyncio.ensure_future(ask(running, {"messages": ASK, "stream": True})) for _ in range(70)]
+        for _ in range(1000):
+            if len(upstream.requests) == 70:
+                break
+            await asyncio.sleep(0.01)
+        hold.set()
+        await asyncio.gather(*asked)
+        intervals = sorted(request.body["stream_interval"] for request in upstream.requests)
+        assert intervals == [1] * 3 + [4] * 60 + [8] * 7
+
+
+async def test_an_engine_that_bounds_thoughts_is_asked_to(start_gateway: StartGateway) -> None:
+    """And not where there is no thought; the gateway's own bound stays as the second lock."""
+    endless = Script(["Here is my thought process:\n", *["SECRET "] * 200])
+    async with ScriptedUpstream(SCRIPT) as upstream:
+        running = await start_gateway(Endpoint(upstream.url, thinking_budgets=True))
+        for asked, budget in (
+            ({"reasoning_effort": "low"}, 1024),
+            ({"thinking_token_budget": 7}, 7),
+            ({}, None),
+        ):
+            assert (await sent(running, upstream, {"messages": ASK, **asked})).get(
+                "thinking_token_budget"
+            ) == budget
+        direct = await sent(
+            running, upstream, {"messages": ASK, "thinking_token_budget": 7, "reasoning_effort": "none"}
+        )
+        assert "thinking_token_budget" not in direct
+        upstream.script = lambda request: (
+            Script(["Done."]) if request.body.get("continue_final_message") else endless
+        )
+        upstream.requests.clear()
+        status, body = await ask(running, {"messages": ASK, "thinking_token_budget": 7})
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "Done.")
+        first, second = (request.body for request in upstream.requests)
+        assert first["thinking_token_budget"] == 7 and "thinking_token_budget" not in second
+
+
+async def test_the_format_guard_binds_every_thought_where_the_engine_can(start_gateway: StartGateway) -> None:
+    """An output with a free response is bound too; a direct one is not."""
+    async with ScriptedUpstream(SCRIPT) as upstream:
+        running = await start_gateway(upstream.url, format_guard=True)
+        guard = structured_outputs(None, None, get_format("tpo-generic"), direct=False, guard=True)
+        assert await sent(running, upstream, {"messages": ASK}) == plain() | {"structured_outputs": guard}
+        assert await sent(running, upstream, {"messages": ASK, "reasoning_effort": "none"}) == plain(ASK)
+
+
+async def test_a_schema_that_would_keep_an_engine_busy_is_refused(start_gateway: StartGateway) -> None:
+    """By its size, in response_format and in tools."""
+    huge = {"type": "object", "properties": {f"p{at}": {"type": "string"} for at in range(9000)}}
+    async with ScriptedUpstream(SCRIPT) as upstream:
+        running = await start_gateway(upstream.url)
+        for asked in (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": huge}}},
+            {"tools": [{"type": "function", "function": {"name": "look", "parameters": huge}}]},
+        ):
+            status, body = await ask(running, {"messages": ASK, **asked})
+            assert status == 400 and body["error"]["param"] in asked
+        assert not upstream.requests

@@ -340,6 +340,17 @@ async def test_a_port_is_not_shared_with_another_server(serve: Serve) -> None:
                 await run(config_of(engine.url, port=port, workers=workers), announce=lambda *_: None)
 
 
+def test_a_port_that_others_share_is_not_reserved() -> None:
+    """Also where they came while the engines were being started."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} on 127.0.0.1 is in use"):
+            reserve_port("127.0.0.1", port)
+
+
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 def test_an_address_that_is_not_ours_is_the_operators_to_mend(host: str) -> None:
     with pytest.raises(UsageError, match=f"cannot listen on {host}:0"):

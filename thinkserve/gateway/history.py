@@ -87,7 +87,7 @@ def _ask_to_think(written: list[dict[str, Any]], format: ThoughtFormat) -> None:
 def _with_tools_as_text(written: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
     """The same conversation for a chat template that knows no tools."""
     tools = rules.tools
-    if tools is not None and tools.choice != "none":
+    if tools is not None and tools.allowed:
         asked = tool_prompt(tools)
         if written and written[0]["role"] == "system" and isinstance(written[0]["content"], str):
             written[0]["content"] += f"\n\n{asked}"

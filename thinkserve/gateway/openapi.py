@@ -128,7 +128,7 @@ def _generating(endpoint: Endpoint, name: str) -> dict[str, Any]:
                 "description": "The answer; with `stream`, its events.",
                 "content": {
                     _JSON: {"schema": _reference(f"{name}Answer")},
-                    "text/event-stream": {"schema": STRING},
+                    "text/event-stream": {},
                 },
             },
             **{status: _json(error, description) for status, description in _ERRORS.items()},
@@ -148,9 +148,7 @@ def _others() -> dict[str, Any]:
         return {"operationId": operation, "responses": {"200": answer, "500": failed, **responses}}
 
     return {
-        "/v1/models": {
-            "get": get("Models", _json("Models", "The models that the key may use."), **of_a_key)
-        },
+        "/v1/models": {"get": get("Models", _json("Models", "The models that the key may use."), **of_a_key)},
         "/v1/models/{model}": {
             "get": get("Model", _json("Model", "The model."), **of_a_key) | {"parameters": [name]}
         },

@@ -31,7 +31,9 @@ def record(optional: Mapping[str, Schema] | None = None, /, **required: Schema) 
 
 def holding(optional: Mapping[str, Schema] | None = None, /, **required: Schema) -> Schema:
     """An object that holds these keys, perhaps the optional ones, and whatever else."""
-    return {key: value for key, value in record(optional, **required).items() if key != "additionalProperties"}
+    return {
+        key: value for key, value in record(optional, **required).items() if key != "additionalProperties"
+    }
 
 
 def array(items: Schema, **bounds: int) -> Schema:
@@ -64,9 +66,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 # More keys with nothing in them are what clients send that keep every field.
 _EMPTY: Schema = {"type": "null"}
 _TEXT_PART = holding(type=const("text"), text=STRING)
-_CALL = holding(
-    {"type": const("function")}, id=STRING, function=holding(name=STRING, arguments=STRING)
-)
+_CALL = holding({"type": const("function")}, id=STRING, function=holding(name=STRING, arguments=STRING))
 
 
 _CONTENT: Schema = {"anyOf": [STRING, array(_TEXT_PART, minItems=1)]}
@@ -267,9 +267,7 @@ ANSWERS: Mapping[str, Schema] = {
 }
 """The body of an answer that is not streamed, by path."""
 
-ERROR = record(
-    error=record(message=STRING, type=STRING, param=nullable(STRING), code=nullable(STRING))
-)
+ERROR = record(error=record(message=STRING, type=STRING, param=nullable(STRING), code=nullable(STRING)))
 ANTHROPIC_ERROR = record(
     {"request_id": STRING},
     type=const("error"),

@@ -33,6 +33,8 @@ from thinkserve.gateway.wire import Usage, encode
 
 logger = logging.getLogger(__name__)
 
+MOST_SCHEMA_BYTES = 128 * 1024
+
 
 @dataclass(slots=True, kw_only=True)
 class Services:
@@ -72,7 +74,7 @@ class Route:
         Raises:
             ApiError: nothing was sent yet, and this is what the client is told.
         """
-        body = await _body(http, self._config)
+        body = await read_body(http, self._config)
         request = self.endpoint.read(read_object(body), http.headers)
         record.model, record.stream, record.n = request.model, request.stream, request.choices
         job = self._job(http, request, caller, len(body))
@@ -93,7 +95,7 @@ class Route:
         try:
             async with services.concurrency:
                 answer = await self._answer(http, job, caller, span)
-            record.status = answer.status
+            record.status = 499 if job.client_left else answer.status
             self._metrics.seconds.observe(time.monotonic() - job.started)
             return answer
         except ApiError as error:
@@ -228,6 +230,10 @@ class Route:
         )
         tools = request.tools
         job.bind = request.constraint is not None or (tools is not None and tools.bind)
+        if request.constraint is not None:
+            _check_size("response_format", request.constraint.value)
+        if tools is not None:
+            _check_size("tools", [tool.parameters for tool in tools.tools])
         if job.bind and not services.pool.structural_tags:
             raise invalid(
                 "response_format" if request.constraint is not None else "tool_choice",
@@ -235,12 +241,19 @@ class Route:
                 "server cannot bind the response and leave the thought free; ask in the prompt, or serve the model on vLLM",
                 code="unsupported_field",
             )
+        if config.format_guard and not direct:
+            job.bind = job.bind or services.pool.structural_tags
         if request.logprobs and request.tools is not None:
-            raise invalid("logprobs", "logprobs are not given beside tools: what is a call has no place in them")
+            raise invalid(
+                "logprobs", "logprobs are not given beside tools: what is a call has no place in them"
+            )
         if request.logprobs and config.echo_guard == "redact":
-            raise invalid("logprobs", "logprobs are refused: the operator lets repeated thoughts be taken out")
+            raise invalid(
+                "logprobs", "logprobs are refused: the operator lets repeated thoughts be taken out"
+            )
+        # Where a call is free to come, its arguments are bound if they can be.
         if tools is not None and any(tool.strict for tool in tools.callable):
-            job.bind = services.pool.structural_tags  # where a call is free to come, its arguments are bound if they can be
+            job.bind = job.bind or services.pool.structural_tags
         if len(services.pool.upstreams) > 1:
             job.prefix = conversation_key(job.messages[0], job.cache_salt)
         return job
@@ -266,7 +279,11 @@ class Route:
             self._broke_off(job, error)
             sink.fail(error)
         except ConnectionError:
-            raise
+            if not sink.begun:
+                raise
+            # There is nobody to tell, so this is no error; and what has begun is all that there is to return.
+            job.client_left = True
+            return sink.response
         except Exception:
             if not sink.begun:
                 raise
@@ -305,9 +322,7 @@ class Route:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _generate(
-        self, job: Job, index: int, sink: Gathered | Streamed, watchers: Watchers
-    ) -> Choice:
+    async def _generate(self, job: Job, index: int, sink: Gathered | Streamed, watchers: Watchers) -> Choice:
         choice = await generate(job, index, self._services.pool, sink, watchers)
         sink.end_choice(index, choice)
         if job.request.choices > 1:
@@ -337,7 +352,14 @@ def _usage(job: Job, choices: list[Choice]) -> Usage:
     )
 
 
-async def _body(http: web.Request, config: GatewayConfig) -> bytes:
+def _check_size(name: str, value: object) -> None:
+    """Refuse what an engine might be busy with for minutes, for all its requests, before it even begins."""
+    size = len(encode(value))
+    if size > MOST_SCHEMA_BYTES:
+        raise invalid(name, f"{name} holds a schema of {size} bytes; {MOST_SCHEMA_BYTES} are taken")
+
+
+async def read_body(http: web.Request, config: GatewayConfig) -> bytes:
     """The request's body, if it is not too large. What is left of one that is, aiohttp reads and throws away."""
     too_large = ApiError(
         413,

@@ -66,7 +66,9 @@ class Gathered:
 class Streamed:
     """The sink of a streamed answer: sends events, and keeps the connection alive while there is nothing to show."""
 
-    def __init__(self, http: web.Request, writer: Writer, choices: int, headers: dict[str, str], config: GatewayConfig) -> None:
+    def __init__(
+        self, http: web.Request, writer: Writer, choices: int, headers: dict[str, str], config: GatewayConfig
+    ) -> None:
         self._http = http
         self._config = config
         self._response = web.StreamResponse(headers={**STREAM_HEADERS, **headers})
@@ -88,6 +90,11 @@ class Streamed:
     def begun(self) -> bool:
         """Whether the answer is a stream by now, so that an error can only be its last event."""
         return self._head is not None
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """The answer, as far as it has come."""
+        return self._response
 
     async def opened(self) -> None:
         if not self._head_sent:

@@ -41,6 +41,13 @@ class TokenTexts:
             )
             return None
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text's tokens, without those that a prompt begins with; none without a tokenizer."""
+        if self._tokenizer is None:
+            return []
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def lengths(
         self, text: str, ids: list[int] | None, count: int, logprobs: list[TokenLogprob] | None
     ) -> list[int]:
@@ -50,6 +57,11 @@ class TokenTexts:
         if logprobs and len(logprobs) == count:
             ends = _ends_by_bytes([entry.bytes or list(entry.token.encode()) for entry in logprobs])
         elif ids and self._tokenizer is not None and all(0 <= id < 2**32 for id in ids):
+            alone = [
+                self._tokenizer.decode([id], skip_special_tokens=self._skip_special_tokens) for id in ids
+            ]
+            if "".join(alone) == text:
+                return [len(part) for part in alone]
             decoded = [
                 self._tokenizer.decode(ids[: at + 1], skip_special_tokens=self._skip_special_tokens)
                 for at in range(len(ids))

@@ -81,7 +81,9 @@ def read_tools(
 def _read_tool(where: str, tool: Any) -> Tool:
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
     if not isinstance(function, dict):
-        raise invalid(where, f'{where} must be {{"type": "function", "function": {{...}}}}; no other tools are served')
+        raise invalid(
+            where, f'{where} must be {{"type": "function", "function": {{...}}}}; no other tools are served'
+        )
     name, description = function.get("name"), function.get("description")
     parameters = function.get("parameters")
     if not isinstance(name, str) or not _NAME.fullmatch(name):

@@ -93,6 +93,8 @@ class Upstream:
         self.extensions = True
         self.structural_tags = False
         """Whether a grammar may hold a thought format (vLLM's `structural_tag`)."""
+        self.thinking_budgets = endpoint.thinking_budgets
+        """Whether it bounds thoughts itself (vLLM's `thinking_token_budget`)."""
         self._endpoint = endpoint
         self._connections = Connections(endpoint, idle_seconds=idle_seconds)
 

@@ -81,10 +81,10 @@ def _read_structured_outputs(name: str, value: Any) -> Constraint:
     ((key, item),) = given.items()
     wanted = {"json": dict, "choice": list}.get(key, str)
     strings = key != "choice" or (item and all(isinstance(one, str) and one for one in item))
-    if not isinstance(item, wanted) or not item or not strings:
+    if not isinstance(item, wanted) or (item in ("", [])) or not strings:
         what = {"json": "a JSON schema", "choice": "an array of strings"}.get(key, "a string")
         raise invalid(f"{name}.{key}", f"{name}.{key} must be {what}, not {shown(item)}")
-    return Constraint(_KINDS[key], item)  # type: ignore[arg-type]  # the keys of _KINDS are its literals
+    return Constraint(_KINDS[key], item)
 
 
 structured_outputs = Check(
@@ -145,7 +145,9 @@ FIELDS: Fields = {
     **ENGINE_EXTRAS,
     "echo": Field(REFUSE, "it shows the thought prompt"),
     "best_of": Field(REFUSE, "use n"),
-    "suffix": Field(REFUSE, "it changes the prompt or where the output begins, which decides what is a thought"),
+    "suffix": Field(
+        REFUSE, "it changes the prompt or where the output begins, which decides what is a thought"
+    ),
 }
 
 
@@ -226,7 +228,12 @@ class ChatWriter:
     def __init__(self, head: Head) -> None:
         request = head.request
         self._head = head
-        base = {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
+        base = {
+            "id": head.id,
+            "object": "chat.completion.chunk",
+            "created": head.created,
+            "model": head.model,
+        }
         self._prefix = b"data: " + encode(base)[:-1] + b',"choices":['
         # Where usage was asked for, OpenAI puts a null on every chunk but the last.
         self._suffix = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"

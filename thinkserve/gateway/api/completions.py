@@ -194,7 +194,7 @@ class CompletionsWriter:
 
     def head(self) -> bytes:
         echoes = b"".join(self._chunk(index, echo) for index, echo in enumerate(self._echoes) if echo)
-        return echoes
+        return echoes or self.keepalive
 
     def begin(self, index: int, choice: Choice) -> bytes:
         return b""
