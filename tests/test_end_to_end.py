@@ -274,7 +274,8 @@ def test_a_schema_binds_the_response_and_leaves_the_thought(pocket: Server) -> N
     assert not free.choices[0].message.content.isdigit()
     assert bound.choices[0].message.content in tuple("0123456789")
     hidden = [answer.usage.completion_tokens_details.reasoning_tokens for answer in (free, bound)]
-    assert hidden[0] == hidden[1] > 1, "the thought is the same"
+    # Behind the marker the grammar asks for white space, which is hidden too.
+    assert 1 < hidden[0] < hidden[1] <= hidden[0] + 2, "the thought is the same"
 
 
 def test_no_thought_and_no_question_is_in_the_log(pocket: Server) -> None:

@@ -125,10 +125,10 @@ class Gateway:
             app.router.add_route(method, path, self._answering(path, handler))
             if method == "GET":
                 app.router.add_route("HEAD", path, self._answering(path, handler))
-        app.router.add_get("/v1/models/{model:.+}", self._answering("/v1/models/{model}", self._one_model))
+        app.router.add_get(r"/v1/models/{model:[\s\S]+}", self._answering("/v1/models/{model}", self._one_model))
         if self.config.playground:
             add_playground(app)
-        app.router.add_route("*", "/{path:.*}", self._answering("other", self._unknown))
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._answering("other", self._unknown))
         app.cleanup_ctx.append(self._lifetime)
         return app
 
