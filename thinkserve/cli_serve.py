@@ -81,7 +81,7 @@ def serve(
     api_keys: Annotated[
         Path | None,
         typer.Option(
-            help="A file with a key a line, and its role behind it (client, the default, or operator).",
+            help="A file with a key a line and its role behind it (client, the default, or operator), or a .toml with limits.",
             metavar="FILE",
             **_env("API_KEYS"),
         ),
@@ -311,8 +311,7 @@ def serve(
     )
 
     def announce(gateway: GatewayConfig, url: str) -> None:
-        keyed = api_key is not None or api_keys is not None
-        print(_announcement(gateway.model_name, url, keyed), flush=True)
+        print(_announcement(gateway.model_name, url, config.keys.required), flush=True)
 
     import uvloop
 

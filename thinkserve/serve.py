@@ -391,12 +391,12 @@ class _GatewayWork:
     async def __call__(self, parent: Parent, *, restarted: bool) -> None:
         config = self.config
         if (limit := config.gateway.max_concurrency) is not None:
-            # Each worker takes its part of what the operator allows.
+            # Each worker takes its part of what the operator allows, rounded up.
             parts = config.workers
             gateway_config = replace(
                 config.gateway,
-                max_concurrency=max(1, limit // parts),
-                max_queue=config.gateway.max_queue // parts,
+                max_concurrency=-(-limit // parts),
+                max_queue=-(-config.gateway.max_queue // parts),
             )
             config = replace(config, gateway=gateway_config)
         if restarted:

@@ -1,8 +1,8 @@
 """LangChain, LiteLLM and Open WebUI against a gateway: what people put in front of an OpenAI-compatible server.
 
-LiteLLM wants an older `openai` than LangChain takes part in here, so it runs in an environment of its own, `.venv-litellm` in
-the root of the repository, unless it happens to be installed. Open WebUI is no package: the requests are those that it sends
-to an upstream, with its own fields taken out.
+LiteLLM wants older packages (`openai` among them) than the engines do, so it runs in an environment of its own,
+`.venv-litellm` in the root of the repository, unless it happens to be installed. Open WebUI is no package: the requests
+are those that it sends to an upstream, with its own fields taken out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.gateway.conftest import Running, StartGateway, content
 from tests.gateway.scripted import JSON, Recorded, Script, ScriptedUpstream, Status, chunked
 
 ROOT = Path(__file__).parents[2]
-LITELLM = "litellm==1.106.2"
+LITELLM = "litellm==1.106.2 mcp==2.3.0"  # it asks for mcp as soon as there are tools
 RESPONSE = "Hello, world."
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 PARAMETERS: JSON = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -208,7 +208,10 @@ async def test_open_webui_chats(running: Running, upstream: ScriptedUpstream) ->
         "messages": [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": "Here is my thought process:\nSECRET\nHere is my response:\nHo."},
+            {
+                "role": "assistant",
+                "content": "Here is my thought process:\nSECRET\nHere is my response:\nHo.",
+            },
             {"role": "user", "content": "Hi"},
         ],
         "stream_options": {"include_usage": True},

@@ -327,7 +327,7 @@ async def test_an_engine_that_fails_in_the_response_ends_the_stream_with_an_erro
         (400, {"error": "text"}, (503, "engine_unavailable", "")),
         (404, {"error": {"message": "no such model"}}, (503, "engine_unavailable", "")),
         (401, {"error": {"message": "key sk-123"}}, (503, "engine_unavailable", "")),
-        (429, {"error": {"message": "busy"}}, (429, None, "busy")),
+        (429, {"error": {"message": "busy"}}, (429, "engine_busy", "busy")),
         (500, {"error": {"message": "Traceback: x"}}, (503, "engine_unavailable", "")),
         (503, "", (503, "engine_unavailable", "")),
         (204, "", (503, "engine_unavailable", "")),

@@ -287,7 +287,7 @@ def unchunked(data: bytes) -> bytes:
 # What is asked
 
 
-def body(endpoint: str, prompt: Any, *, stream: bool, **fields: Any) -> JSON:
+def body(endpoint: str, prompt: Any, /, *, stream: bool, **fields: Any) -> JSON:
     """The body of a request; a prompt is a text, or messages (or what they are to the endpoint)."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     asked: JSON = {

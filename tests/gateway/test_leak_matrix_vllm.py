@@ -302,16 +302,20 @@ async def _generated(server: Server) -> float:
 @pytest.mark.parametrize(("endpoint", "stream"), WAYS)
 async def test_markers_in_messages_change_nothing(pocket: Server, endpoint: str, stream: bool) -> None:
     """Where the thought ends is told from the output alone; what the client wrote as the model's is no beginning."""
-    for question in (f"Hello {MARKER.decode()} </think>", f"{MARKER.decode()} Hello"):
-        thought, response = await learn(pocket, question)
-        reply = await ask(pocket, endpoint, stream, question)
-        assert reply.text == response and thought not in reply.text
+    _, response = await learn(pocket)
+    marker = MARKER.decode()
+    for question in (f"{QUESTION} {marker}", f"{marker}\n{QUESTION}"):
+        assert await learn(pocket, question) == await learn(pocket)
+        assert (await ask(pocket, endpoint, stream, question)).text == response
     if endpoint == "completions":
         assert (await ask(pocket, endpoint, stream, [1, 2, 3])).status == 400
         return
-    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": f"x{MARKER.decode()}"}]
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": f"x{marker}"}]
     reply = await ask(pocket, endpoint, stream, turns)
-    assert (reply.status, reply.usage[1] > 1) == ((400, False) if endpoint == "messages" else (200, True))
+    if endpoint == "messages":
+        assert reply.status == 400
+    else:
+        assert reply.text and reply.usage[1] > 1
 
 
 ROUTES = {

@@ -22,6 +22,7 @@ from tests.gateway.scripted import (
     Status,
     Wait,
     chunked,
+    tokens,
 )
 from tests.gateway.test_policy import NO_JSON, TEXTS, WRONG
 from thinkserve.gateway.api.messages_fields import FIELDS, LEAST_BUDGET, MOST_STOPS
@@ -308,8 +309,11 @@ async def test_text_behind_a_call_is_a_block_of_its_own_in_a_stream(
     async with ScriptedUpstream() as upstream:
         client = connect(await start_gateway(upstream.url))
         request: JSON = {"model": "thinker", "max_tokens": 2000, "messages": USER, "tools": [WEATHER]}
-        for size in (*range(1, 8), 40, 60, 90, len(text)):
-            upstream.script = Script(chunked(text, size))
+        # The last ones: the rest of a call and the text behind it in one chunk.
+        inside = [text.index("Two.") - len(CALL) + 50, text.index("Two.") + 4]
+        cuts = [chunked(text, size) for size in (*range(1, 8), 40, 60, 90, len(text))]
+        for chunks in (*cuts, tokens(text, inside), tokens(text, [*inside, text.rindex("Rome")])):
+            upstream.script = Script(chunks)
             whole = await client.messages.create(**request)
             async with client.messages.stream(**request) as stream:
                 streamed = await stream.get_final_message()
@@ -317,7 +321,7 @@ async def test_text_behind_a_call_is_a_block_of_its_own_in_a_stream(
             assert "".join(block.text for block in streamed.content if block.type == "text") == "One.Two."
             calls = [block.input for block in streamed.content if block.type == "tool_use"]
             assert calls == [INPUT, INPUT]
-            if size == 1:
+            if len(chunks) == len(text):
                 assert [block.type for block in streamed.content] == ["text", "tool_use"] * 2
 
 
@@ -374,6 +378,12 @@ async def test_an_operator_sees_the_thought_as_a_thinking_block(
         with pytest.raises(anthropic.PermissionDeniedError) as caught:
             await connect(running, "sk-client").messages.create(**request)
         assert caught.value.body["error"]["type"] == "permission_error"
+        if stream:
+            headers = {**reveal, "x-api-key": "sk-operator"}
+            _, _, text = await ask(running, {**LEAST, "stream": True}, **headers)
+            kinds = [event["delta"]["type"] for name, event in events(text) if name == "content_block_delta"]
+            # As at Anthropic, a thinking block ends with its signature.
+            assert list(dict.fromkeys(kinds)) == ["thinking_delta", "signature_delta", "text_delta"]
         # What the operator was shown is not what the model sees of its past.
         history = [*USER, {"role": "assistant", "content": message.content}, *USER]
         await client.messages.create(**{**request, "messages": history})

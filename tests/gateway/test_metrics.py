@@ -46,7 +46,9 @@ NAMES = {
 
 USE = """
 import os, sys
-from thinkserve.gateway.metrics import Metrics, forget_process
+from prometheus_client.multiprocess import mark_process_dead
+
+from thinkserve.gateway.metrics import Metrics
 metrics = Metrics()
 metrics.requests.labels("/v1/chat/completions", "200").inc(2)
 metrics.requests.labels("/v1/chat/completions", sys.argv[1]).inc()
@@ -59,7 +61,7 @@ metrics.echo_share.observe(0.04)
 print("ready", flush=True)
 for line in sys.stdin:
     if line.startswith("dead"):
-        forget_process(int(line.split()[1]))
+        mark_process_dead(int(line.split()[1]))
     print(metrics.exposition().decode() + "END", flush=True)
 """
 

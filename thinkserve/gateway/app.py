@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request, AccessRecord], Awaitable[web.StreamResponse]]
 JSON = {"Content-Type": "application/json"}
+MOST_CHARACTERS = 256 * 1024
 TOKENIZE: Fields = {
     "model": Field(DROP, "", string),
     "prompt": Field(REWRITE, "the text", string),
@@ -125,7 +126,9 @@ class Gateway:
             app.router.add_route(method, path, self._answering(path, handler))
             if method == "GET":
                 app.router.add_route("HEAD", path, self._answering(path, handler))
-        app.router.add_get(r"/v1/models/{model:[\s\S]+}", self._answering("/v1/models/{model}", self._one_model))
+        app.router.add_get(
+            r"/v1/models/{model:[\s\S]+}", self._answering("/v1/models/{model}", self._one_model)
+        )
         if self.config.playground:
             add_playground(app)
         app.router.add_route("*", r"/{path:[\s\S]*}", self._answering("other", self._unknown))
@@ -149,8 +152,8 @@ class Gateway:
             try:
                 renew()
             except UsageError as exc:
-                logger.error("%s", exc)
-        logger.info("reloaded: %d keys", len(self._keys))
+                logger.error("left as it was: %s", exc)
+        logger.info("read again: %d keys are known", len(self._keys))
 
     def _read_seal_keys(self) -> None:
         path = self.config.seal_keys
@@ -181,8 +184,18 @@ class Gateway:
                 return web.Response(
                     body=route.endpoint.error(error), status=error.status, headers={**JSON, **error.headers}
                 )
+            except (ConnectionError, web.HTTPException):
+                raise
+            except Exception:  # noqa: BLE001 - it is logged there
+                return self._internal(http, record, route.endpoint.error(INTERNAL))
 
         return handle
+
+    def _internal(self, http: web.Request, record: AccessRecord, body: bytes) -> web.Response:
+        """What nobody thought of. The traceback is the operator's; it names code, and no request's or output's text."""
+        logger.exception("unexpected error in %s %s", http.method, http.path)
+        record.error = INTERNAL.type
+        return web.Response(body=body, status=500, headers=JSON)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -213,11 +226,15 @@ class Gateway:
         return [name for name in self._model_names if caller.models is None or name in caller.models]
 
     async def _models(self, http: web.Request, record: AccessRecord) -> web.Response:
-        names = self._model_names_of(self._caller(http))
+        caller = self._caller(http)
+        record.caller = caller.id
+        names = self._model_names_of(caller)
         return _json({"object": "list", "data": [_model(name) for name in names]})
 
     async def _one_model(self, http: web.Request, record: AccessRecord) -> web.Response:
-        names = self._model_names_of(self._caller(http))
+        caller = self._caller(http)
+        record.caller = caller.id
+        names = self._model_names_of(caller)
         name = http.match_info["model"]
         if name not in names:
             raise ApiError(
@@ -261,13 +278,18 @@ class Gateway:
 
     async def _tokenize(self, http: web.Request, record: AccessRecord) -> web.Response:
         """The tokens of a client's own text; the prompt that the model gets is not among what it may ask for."""
-        record.caller = self._caller(http).id
+        caller = self._caller(http)
+        record.caller = caller.id
+        if self.draining:
+            raise shutting_down()
+        caller.require_model(self.config.model_name)
+        self._services.limits.take(caller, 0)
         prompt = read_fields(read_object(await read_body(http, self.config)), TOKENIZE).rewritten.get(
             "prompt"
         )
-        if prompt is None:
-            raise invalid("prompt", "prompt must be a string")
-        ids = self._services.texts.encode(prompt)
+        if prompt is None or len(prompt) > MOST_CHARACTERS:
+            raise invalid("prompt", f"prompt must be a string of at most {MOST_CHARACTERS} characters")
+        ids = await asyncio.to_thread(self._services.texts.encode, prompt)
         return _json({"count": len(ids), "max_model_len": None, "tokens": ids, "token_strs": None})
 
     async def _unknown(self, http: web.Request, record: AccessRecord) -> web.Response:
@@ -315,8 +337,5 @@ class Gateway:
             return web.Response(body=error.body(), status=error.status, headers={**JSON, **error.headers})
         except (ConnectionError, web.HTTPException):
             raise
-        except Exception:
-            # The traceback is the operator's; it names code, and no request's or output's text.
-            logger.exception("unexpected error in %s %s", http.method, http.path)
-            record.error = INTERNAL.type
-            return web.Response(body=INTERNAL.body(), status=500, headers=JSON)
+        except Exception:  # noqa: BLE001 - it is logged there
+            return self._internal(http, record, INTERNAL.body())

@@ -92,6 +92,7 @@ class Choice:
         self._raw: list[str] = []
         self._thought: list[str] = []
         self._thought_taken = 0
+        self._first_thought: int | None = None  # how many pieces came before the response
         self.completion_tokens = 0
         self.response_tokens = 0
         self.shown = False
@@ -133,6 +134,11 @@ class Choice:
     def thought(self) -> str:
         """The thought so far (if it was asked to be kept)."""
         return "".join(self._thought)
+
+    @property
+    def first_thought(self) -> str:
+        """The thought up to where the response begins (if it was asked to be kept)."""
+        return "".join(self._thought[: self._first_thought])
 
     def take_thought(self) -> str:
         """What was added to the thought since this was last called (if the thought was asked to be kept)."""
@@ -197,16 +203,16 @@ class Choice:
         text, logprobs, _ = visible or Visible("")
         if self._response is not None:
             self._response.append(text)
-        if self._echo is not None:
+        calls: list[CallDelta] = []
+        if self._calls is not None:
+            text, calls = self._calls.feed(text)
+            if over:
+                last_text, last_calls = self._calls.flush()
+                text, calls = text + last_text, [*calls, *last_calls]
+        if self._echo is not None:  # not in the arguments of calls: they would be no JSON any more
             text = self._echo.feed(text)
             if over:
                 text += self._echo.flush()
-        if self._calls is None:
-            return Visible(text, logprobs) if text else None
-        text, calls = self._calls.feed(text)
-        if over:
-            last_text, last_calls = self._calls.flush()
-            text, calls = text + last_text, [*calls, *last_calls]
         return Visible(text, logprobs, calls) if text or calls else None
 
     def _feed(
@@ -233,6 +239,8 @@ class Choice:
             if not self._wants_logprobs and (limit is None or self.response_tokens + tokens < limit):
                 self._fed += len(text)
                 self.response_tokens += tokens
+                if self._first_thought is None:
+                    self._first_thought = len(self._thought)
                 if self._stops is None:
                     self.shown = True
                     return Visible(text)
@@ -301,6 +309,8 @@ class Choice:
         for piece in pieces:
             if piece.kind == "response":
                 self._settled_ahead.append(piece)
+                if self._first_thought is None:
+                    self._first_thought = len(self._thought)
                 continue
             if self._keep:
                 self._thought.append(piece.text)

@@ -119,7 +119,7 @@ class Endpoint(Protocol):
     def new_id(self) -> str:
         """An id for an answer."""
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+    def read(self, data: Mapping[str, Any]) -> Request:
         """Read a parsed body.
 
         Raises:

@@ -99,6 +99,8 @@ def read_fields(data: Mapping[str, Any], fields: Fields, allow: frozenset[str] =
             continue
         if known.action == REFUSE:
             raise invalid(name, f"{name} is refused: {known.why}", code="unsupported_field")
+        if known.action == REWRITE and isinstance(value, dict | list):
+            _bounded(name, value)
         checked = value if known.check is None else known.check(name, value)
         if known.action == PASS:
             values.passed[name] = checked

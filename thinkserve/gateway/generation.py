@@ -29,7 +29,7 @@ from thinkserve.gateway.errors import (
     format_broken,
 )
 from thinkserve.gateway.metrics import Metrics
-from thinkserve.gateway.pool import Pool
+from thinkserve.gateway.pool import BYTES_PER_TOKEN, Pool
 from thinkserve.gateway.request import Request
 from thinkserve.gateway.sse import DONE
 from thinkserve.gateway.thought_log import ThoughtLog, ThoughtRecord
@@ -122,14 +122,18 @@ class Job:
     failovers: int = 0
     upstream: str | None = None
     """The engine that was asked last."""
-    client_left: bool = False
+    client_lost: str | None = None
+    """How its client was lost, if it was: `disconnected` or `stalled`."""
     error: str | None = None
     """The code, or the type, of the error that it ended with."""
 
     @property
     def used_tokens(self) -> int:
         """What the request has taken so far: prompts, thoughts, responses, also of what was thrown away."""
-        return sum(self.prompt_tokens.values()) + sum(output.completion_tokens for output in self.outputs)
+        # Where the engine was left before it told, the prompt was read all the same.
+        told = sum(self.prompt_tokens.values())
+        prompts = told or (self.prompt_bytes // BYTES_PER_TOKEN if self.outputs else 0)
+        return prompts + sum(output.completion_tokens for output in self.outputs)
 
     @property
     def thought_budget(self) -> int | None:
@@ -167,12 +171,11 @@ class Job:
         )
 
     def _new_echo_guard(self) -> EchoGuard | None:
-        """A guard for one output, if the operator wants one. What is JSON is not redacted: it would be none any more."""
-        mode = self.config.echo_guard
+        """A guard for one output, if the operator wants one. What must be JSON is not redacted: it would be none any more."""
+        mode, request = self.config.echo_guard, self.request
         if mode == "off":
             return None
-        json = self.request.constraint is not None or self.request.tools is not None
-        return EchoGuard(self.config.echo_words, "flag" if json else mode)
+        return EchoGuard(self.config.echo_words, "flag" if request.constraint is not None else mode)
 
     def stream_interval(self, upstream: Upstream) -> int:
         """How many tokens a chunk this engine is asked to send."""

@@ -91,18 +91,31 @@ def _with_tools_as_text(written: list[dict[str, Any]], rules: Rules) -> list[dic
         asked = tool_prompt(tools)
         if written and written[0]["role"] == "system" and isinstance(written[0]["content"], str):
             written[0]["content"] += f"\n\n{asked}"
+        elif written and written[0]["role"] == "system":
+            written[0]["content"] = [*written[0]["content"], {"type": "text", "text": f"\n\n{asked}"}]
         else:
             written.insert(0, {"role": "system", "content": asked})
+    format = tools.format if tools is not None else None
+    told: list[dict[str, Any]] = []
+    in_results = False
     for message in written:
         if message["role"] == "tool":
-            text = past_result(message, tools.format if tools is not None else None)
-            message.pop("tool_call_id", None)
-            message |= {"role": "user", "content": text}
-        elif "tool_calls" in message:
-            calls = past_calls(message, tools.format if tools is not None else None)
+            text = past_result(message, format)
+            if (
+                in_results
+            ):  # several results are one turn: many templates want user and assistant to take turns
+                told[-1]["content"] += f"\n{text}"
+            else:
+                told.append({"role": "user", "content": text})
+            in_results = True
+            continue
+        in_results = False
+        if "tool_calls" in message:
+            calls = past_calls(message, format)
             del message["tool_calls"]
             message["content"] = f"{_plain(message['content'])}\n{calls}".strip()
-    return written
+        told.append(message)
+    return told
 
 
 def _message(where: str, message: Any, rules: Rules) -> dict[str, Any]:

@@ -169,7 +169,11 @@ def read_keys(api_key: str | None, path: Path | None) -> Keys:
     Raises:
         UsageError: the file cannot be read, or is wrong.
     """
-    return Keys({api_key: "client"} if api_key else {}, path)
+    if api_key is not None:
+        api_key = api_key.strip()
+        if not api_key:
+            raise UsageError("--api-key is empty; give a key, or leave the option out")
+    return Keys({} if api_key is None else {api_key: "client"}, path)
 
 
 def _read(path: Path) -> list[_Known]:

@@ -6,13 +6,13 @@ as the 200 that it was and as `stream_error`.
 
 A gateway of several processes counts in files: its parent sets `PROMETHEUS_MULTIPROC_DIR` to a new, private folder
 before it starts them (in the environment of new processes: prometheus_client looks at it when it is imported), and
-calls `forget_process` when one has died. Then whichever process is asked tells the sums of all.
+calls prometheus_client's `mark_process_dead` when one has died. Then whichever process is asked tells the sums of all.
 """
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import ValueClass
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -186,9 +186,3 @@ class Metrics:
 def _several_processes() -> bool:
     """Whether values are kept in files, which prometheus_client decided when it was imported."""
     return bool(getattr(ValueClass, "_multiprocess", False))
-
-
-def forget_process(pid: int) -> None:
-    """A process of the gateway has died: what it was just doing counts no more. What it has done does."""
-    if _several_processes():
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -120,15 +120,16 @@ class Pool:
         timeout = self._health.check_timeout
         return any(await asyncio.gather(*(upstream.probe(timeout) for upstream in self.upstreams)))
 
-    def expect(self, prompt_bytes: int, most_tokens: int | None = None) -> int:
-        """How many tokens an output will take together with its prompt, as far as can be told before.
+    def expect(self, prompt_bytes: int, most_tokens: int | None = None, outputs: int = 1) -> int:
+        """How many tokens outputs will take together with their prompt, as far as can be told before.
 
         Args:
             prompt_bytes: the length of the conversation, as JSON or text.
-            most_tokens: the bound on the output, if it has one.
+            most_tokens: the bound on each output, if it has one.
+            outputs: how many there are.
         """
         output = self._mean if most_tokens is None else min(self._mean, most_tokens)
-        return prompt_bytes // BYTES_PER_TOKEN + round(output)
+        return prompt_bytes // BYTES_PER_TOKEN + round(output) * outputs
 
     def learn(self, output_tokens: int) -> None:
         """Take into account how long an output was, thought and response."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ from thinkserve.gateway.fields import read_object
 from thinkserve.gateway.generation import Job, Watchers, generate
 from thinkserve.gateway.history import Rules, upstream_messages
 from thinkserve.gateway.keys import Caller
-from thinkserve.gateway.limits import Limits
+from thinkserve.gateway.limits import Charge, Limits
 from thinkserve.gateway.metrics import Metrics
 from thinkserve.gateway.pool import Pool, conversation_key
 from thinkserve.gateway.request import Request
@@ -34,6 +35,8 @@ from thinkserve.gateway.wire import Usage, encode
 logger = logging.getLogger(__name__)
 
 MOST_SCHEMA_BYTES = 128 * 1024
+# From here on a body is read in a thread.
+LARGE_BODY = 128 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,14 +77,32 @@ class Route:
         Raises:
             ApiError: nothing was sent yet, and this is what the client is told.
         """
-        body = await read_body(http, self._config)
-        request = self.endpoint.read(read_object(body), http.headers)
-        record.model, record.stream, record.n = request.model, request.stream, request.choices
-        job = self._job(http, request, caller, len(body))
-        record.id = job.id
         services = self._services
-        charge = services.limits.take(caller, services.pool.expect(len(body), request.max_completion_tokens))
-        span = services.tracing.request(
+        id = record.id = self.endpoint.new_id()
+        try:
+            body = await read_body(http, self._config)
+            request = self.endpoint.read(read_object(body))
+            record.model, record.stream, record.n = request.model, request.stream, request.choices
+            expected = services.pool.expect(len(body), request.max_completion_tokens, request.choices)
+            charge = services.limits.take(caller, expected)
+            try:
+                # What takes long for a large body must not stop the streams of others.
+                make = partial(self._job, id, http.headers, request, caller, len(body))
+                job = make() if len(body) < LARGE_BODY else await asyncio.to_thread(make)
+            except BaseException:
+                charge.cancel()
+                raise
+            return await self._run(http, job, caller, charge, record)
+        except ApiError as error:
+            error.headers = {"X-Request-Id": id, **services.limits.headers(caller), **error.headers}
+            raise
+
+    async def _run(
+        self, http: web.Request, job: Job, caller: Caller, charge: Charge, record: AccessRecord
+    ) -> web.StreamResponse:
+        """Answer a request that was read and charged."""
+        request = job.request
+        span = self._services.tracing.request(
             "chat",
             self._model_name(request),
             route=self.endpoint.path,
@@ -93,15 +114,13 @@ class Route:
         )
         record.status = 499  # unless it gets further: the client left
         try:
-            async with services.concurrency:
-                answer = await self._answer(http, job, caller, span)
-            record.status = 499 if job.client_left else answer.status
+            answer = await self._answer(http, job, caller, span)
+            record.status = 499 if job.client_lost else answer.status
             self._metrics.seconds.observe(time.monotonic() - job.started)
             return answer
         except ApiError as error:
             if not job.outputs:  # it never got a turn
                 charge.cancel()
-            error.headers = {**services.limits.headers(caller), **error.headers}
             record.status, job.error = error.status, error.code or error.type
             raise
         except Exception:
@@ -149,7 +168,7 @@ class Route:
             record.first_response_seconds = min(job.shown.values()) - job.started
             metrics.first_response.observe(record.first_response_seconds)
         if record.status == 499:
-            metrics.clients_lost.labels("disconnected").inc()
+            metrics.clients_lost.labels(job.client_lost or "disconnected").inc()
 
     def _model_name(self, request: Request) -> str:
         """What the answer calls the model."""
@@ -186,8 +205,8 @@ class Route:
             self._metrics.sealed.labels("opened").inc()
         return opened
 
-    def _job(self, http: web.Request, request: Request, caller: Caller, size: int) -> Job:
-        reveal = http.headers.get("thinkserve-reveal", "0") not in ("", "0", "false")
+    def _job(self, id: str, headers: Mapping[str, str], request: Request, caller: Caller, size: int) -> Job:
+        reveal = headers.get("thinkserve-reveal", "0") not in ("", "0", "false")
         if reveal and caller.role != "operator":
             raise ApiError(
                 403,
@@ -215,7 +234,7 @@ class Route:
             most=config.max_messages,
         )
         job = Job(
-            id=self.endpoint.new_id(),
+            id=id,
             request=request,
             messages=tuple(upstream_messages(messages, rules) for messages in request.conversations),
             config=config,
@@ -282,7 +301,7 @@ class Route:
             if not sink.begun:
                 raise
             # There is nobody to tell, so this is no error; and what has begun is all that there is to return.
-            job.client_left = True
+            job.client_lost = "stalled" if sink.stalled else "disconnected"
             return sink.response
         except Exception:
             if not sink.begun:
@@ -290,7 +309,12 @@ class Route:
             # Raised further, it would be answered with a second HTTP head in the middle of the stream.
             logger.exception("%s: unexpected error in a stream", job.id)
             self._broke_off(job, INTERNAL)
-            sink.fail(INTERNAL)
+            try:
+                sink.fail(INTERNAL)
+            except Exception:  # noqa: BLE001 - not even the error can be written
+                # A client that heard nothing more would wait for ever.
+                sink.abort()
+                return sink.response
         finally:
             sink.stop_beating()
         return await sink.close()
@@ -301,9 +325,10 @@ class Route:
         self._metrics.requests.labels(self.endpoint.path, "stream_error").inc()
 
     async def _generate_all(self, job: Job, sink: Gathered | Streamed, watchers: Watchers) -> list[Choice]:
-        """Generate all choices, unless the gateway cannot wait for them any longer."""
+        """Generate all choices when it is their turn, unless the gateway cannot wait for them any longer."""
         try:
-            return await self._side_by_side(job, sink, watchers)
+            async with self._services.concurrency:
+                return await self._side_by_side(job, sink, watchers)
         except asyncio.CancelledError:
             if not self._services.cut:  # the client left
                 raise

@@ -78,6 +78,9 @@ class Streamed:
         self._head: asyncio.Task[None] | None = None
         self._head_sent = False
         self._writing_since: float | None = None
+        self.stalled = False
+        """Whether the client was given up because it did not read."""
+        self._revealed = [False] * choices
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
         self._timer = self._loop.call_later(HEAD_SECONDS, self._beat)
@@ -90,6 +93,11 @@ class Streamed:
     def begun(self) -> bool:
         """Whether the answer is a stream by now, so that an error can only be its last event."""
         return self._head is not None
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._http.transport is not None:
+            self._http.transport.abort()
 
     @property
     def response(self) -> web.StreamResponse:
@@ -120,10 +128,13 @@ class Streamed:
         self._out.append(self._writer.text(index, visible))
 
     def reveal(self, index: int, thought: str) -> None:
+        self._revealed[index] = True
         self._out.append(self._writer.thought(index, thought))
 
     def restart(self, index: int) -> None:
-        """Nothing to forget: nothing of the choice was sent."""
+        # Nothing of the response was sent. An operator who sees thoughts has seen some of this one.
+        if self._revealed[index]:
+            self._out.append(self._writer.thought(index, "\n[sampled again]\n"))
 
     def send_now(self) -> bool:
         transport = self._http.transport
@@ -170,7 +181,8 @@ class Streamed:
                 now - self._writing_since > self._config.stalled_client_seconds
                 and self._http.transport is not None
             ):
-                self._http.transport.abort()
+                self.stalled = True
+                self.abort()
         elif not self._head_sent:
             self._in_background(self._begin())
         elif now - self._last_write >= every * 0.9:
@@ -205,8 +217,8 @@ class Streamed:
             async with asyncio.timeout(self._config.stalled_client_seconds):
                 await self._response.write_eof(b"".join(self._out))
         except TimeoutError:
-            if self._http.transport is not None:
-                self._http.transport.abort()
+            self.stalled = True
+            self.abort()
         self._out.clear()
         return self._response
 

@@ -258,5 +258,11 @@ def _refusal(status: int, raw: bytes) -> Exception:
         too_long = "context length" in lowered or "too long" in lowered or "max_model_len" in lowered
         return ApiError(400, message, code="context_length_exceeded" if too_long else None)
     if status == 429:
-        return ApiError(429, "the engine is busy; try again in a moment", type="rate_limit_error")
+        return ApiError(
+            429,
+            "the engine is busy; try again in a moment",
+            type="rate_limit_error",
+            code="engine_busy",
+            headers={"Retry-After": "2"},
+        )
     return UpstreamFailed(f"it answered with HTTP {status}")

@@ -11,6 +11,7 @@ from typing import Any
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its own list of prices, not one from the network
 
 import litellm
+import openai
 
 URL, KEY = sys.argv[1:]
 WEATHER = {
@@ -60,7 +61,7 @@ def failure(**request: Any) -> list[Any]:
     """The error of a request that fails."""
     try:
         litellm.completion(**request)
-    except litellm.exceptions.OpenAIError as exc:
+    except openai.APIError as exc:
         return [type(exc).__name__, getattr(exc, "status_code", None)]
     return []
 

@@ -163,7 +163,7 @@ class ChatCompletions:
     def new_id(self) -> str:
         return f"chatcmpl-{secrets.token_hex(12)}"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+    def read(self, data: Mapping[str, Any]) -> Request:
         config = self._config
         values = read_fields(data, FIELDS, config.allow_fields)
         given, sampling = values.rewritten, values.passed

@@ -118,7 +118,7 @@ class Completions:
     def new_id(self) -> str:
         return f"cmpl-{secrets.token_hex(12)}"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+    def read(self, data: Mapping[str, Any]) -> Request:
         config = self._config
         values = read_fields(data, FIELDS, config.allow_fields)
         given, sampling = values.rewritten, values.passed

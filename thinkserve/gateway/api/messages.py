@@ -34,7 +34,7 @@ class Messages:
     def new_id(self) -> str:
         return f"msg_{secrets.token_hex(12)}"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+    def read(self, data: Mapping[str, Any]) -> Request:
         values = read_fields(data, FIELDS, self._config.allow_fields)
         given = values.rewritten
         for name in self.required:

@@ -87,7 +87,7 @@ def _turn(where: str, message: Any) -> Turn:
 
 
 def _block(where: str, block: Any, role: str) -> Block:
-    given = json_object(where, block)
+    given: Block = json_object(where, block)
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in _TAKEN[role]:
         raise _refused(where, kind, role)

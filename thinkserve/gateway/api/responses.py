@@ -37,7 +37,7 @@ class Responses:
     def new_id(self) -> str:
         return f"resp_{secrets.token_hex(12)}"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> ResponsesRequest:
+    def read(self, data: Mapping[str, Any]) -> ResponsesRequest:
         config = self._config
         values = read_fields(data, FIELDS, config.allow_fields)
         given, sampling = values.rewritten, values.passed

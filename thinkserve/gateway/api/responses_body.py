@@ -41,7 +41,7 @@ class ResponseBody:
         """The thought of an answer, if the client is to have it sealed."""
         if self._head.seal is None or not self.thinks:
             return None
-        return self._head.seal(choice.thought, self._name)
+        return self._head.seal(choice.first_thought, self._name)
 
     def whole(self, answer: Answer, sealed: str | None, usage: Usage) -> dict[str, Any]:
         """The response, when it is over."""

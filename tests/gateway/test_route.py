@@ -1,0 +1,174 @@
+"""What all endpoints that generate have in common: ids, limits, the queue, and ends that nobody is to miss."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.conftest import StartGateway, content
+from tests.gateway.scripted import JSON, Recorded, Script, ScriptedUpstream, Wait
+from thinkserve.errors import UsageError
+from thinkserve.gateway.app import Gateway
+from thinkserve.gateway.config import GatewayConfig
+from thinkserve.gateway.keys import Keys, read_keys
+from thinkserve.gateway.pool import Pool
+from thinkserve.thoughts import get_format
+
+ASK: Any = [{"role": "user", "content": "Hi"}]
+BODY: JSON = {"messages": ASK}
+OUTPUT = "Here is my thought process:\nHm.\nHere is my response:\nHello!"
+PATHS = {
+    "/v1/chat/completions": BODY,
+    "/v1/completions": {"prompt": "Hi"},
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": {"messages": ASK, "max_tokens": 100},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_answer_has_the_id_that_the_log_has(
+    path: str, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Refusals too: that is when people ask for it."""
+    log = tmp_path / "access.jsonl"
+    async with ScriptedUpstream(Script([OUTPUT])) as upstream:
+        running = await start_gateway(upstream.url, access_log=log)
+        ids = []
+        for body in (PATHS[path], {**PATHS[path], "stream": True}, {**PATHS[path], "nothing": 1}):
+            async with running.http.post(running.url + path, json=body) as answer:
+                await answer.read()
+                ids.append(answer.headers["X-Request-Id"])
+        assert len(set(ids)) == 3
+        lines = log.read_text().splitlines()
+        assert all(f'"{id}"' in line for id, line in zip(ids, lines, strict=True))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_waits_in_the_queue_when_the_gateway_is_cut_is_told_so(
+    stream: bool, start_gateway: StartGateway
+) -> None:
+    """Never a connection that just ends."""
+    never = asyncio.Event()
+    async with ScriptedUpstream(Script([Wait(never)])) as upstream:
+        running = await start_gateway(upstream.url, max_concurrency=1)
+
+        async def ask() -> bytes:
+            async with running.http.post(
+                f"{running.url}/v1/chat/completions", json={**BODY, "stream": stream}
+            ) as answer:
+                return await answer.read()
+
+        asked = [asyncio.ensure_future(ask()) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        assert running.gateway.running == 3 and len(upstream.requests) == 1
+        running.gateway.cut()
+        for told in await asyncio.gather(*asked):
+            assert b"shutting down" in told
+
+
+async def test_a_stream_that_waits_in_the_queue_is_kept_alive(start_gateway: StartGateway) -> None:
+    """Proxies cut connections that are silent."""
+    hold = asyncio.Event()
+    scripts = [Script([Wait(hold), OUTPUT]), Script([OUTPUT])]
+    async with ScriptedUpstream(scripts) as upstream:
+        running = await start_gateway(upstream.url, max_concurrency=1, keepalive_seconds=0.1)
+        first = asyncio.ensure_future(running.stream(BODY))
+        await asyncio.sleep(0.1)
+        second = asyncio.ensure_future(running.stream(BODY))
+        await asyncio.sleep(0.8)
+        assert len(upstream.requests) == 1
+        hold.set()
+        assert content(await first) == content(await second) == "Hello!"
+        assert (await second).count(": thinking") >= 2
+
+
+async def test_tokens_are_charged_by_all_choices_and_by_who_leaves_early(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Neither n nor leaving before the first chunk gets round a limit."""
+    file = tmp_path / "keys.toml"
+    file.write_text('[[keys]]\nkey = "sk-a"\ntokens_per_minute = 5000\n')
+    hold = asyncio.Event()
+
+    def script(request: Recorded) -> Script:
+        return Script([Wait(hold)]) if "long" in str(request.body["messages"]) else Script([OUTPUT])
+
+    async with ScriptedUpstream(script) as upstream:
+        running = await start_gateway(upstream.url)
+        running.gateway._keys = Keys({}, file)
+        key = {"Authorization": "Bearer sk-a"}
+        long: JSON = {"messages": [{"role": "user", "content": "long " * 3000}]}
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(running.post(long, **key), 0.3)
+        await asyncio.sleep(0.1)
+        status, told = await running.post(long, **key)
+        assert (status, told["error"]["code"]) == (429, "rate_limit_exceeded")
+        file.write_text('[[keys]]\nkey = "sk-b"\ntokens_per_minute = 5000\n')
+        running.gateway.reload()
+        many = {**BODY, "n": 12, "max_completion_tokens": 400}
+        key = {"Authorization": "Bearer sk-b"}
+        asked = [asyncio.ensure_future(running.post({**many, "messages": long["messages"]}, **key))]
+        await asyncio.sleep(0.3)
+        assert (await running.post(many, **key))[0] == 429
+        hold.set()
+        await asyncio.gather(*asked)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_deep_value_in_any_endpoint_is_refused(path: str, start_gateway: StartGateway) -> None:
+    """Before anything of it is written back."""
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    choice = {"type": "function", "name": "x", "function": {"name": "x"}, "z": deep}
+    async with ScriptedUpstream(Script([OUTPUT])) as upstream:
+        running = await start_gateway(upstream.url)
+        body = {**PATHS[path], "stream": True, "tool_choice": choice}
+        async with running.http.post(running.url + path, json=body) as answer:
+            assert answer.status == 400
+        assert not upstream.requests
+
+
+async def test_the_echo_guard_redacts_beside_tools_too(start_gateway: StartGateway) -> None:
+    """A client cannot switch it off by offering a tool."""
+    words = " ".join(f"word{at}" for at in range(40))
+    output = f"Here is my thought process:\n{words}\nHere is my response:\n{words}!"
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    async with ScriptedUpstream(Script([output])) as upstream:
+        running = await start_gateway(upstream.url, echo_guard="redact", echo_words=8)
+        for more in ({}, {"tools": tools}, {"tools": tools, "tool_choice": "none"}):
+            _, answer = await running.post({**BODY, **more})
+            assert answer["choices"][0]["message"]["content"] == "[redacted]!"
+        async with running.http.get(f"{running.url}/metrics") as metrics:
+            text = await metrics.text()
+        assert "thinkserve_echo_repeats_total 3.0" in text and "thinkserve_echo_share_count 3.0" in text
+
+
+def test_an_empty_key_is_no_key(tmp_path: Path) -> None:
+    """A variable that is not set must not open the server to everybody."""
+    for empty in ("", " \n"):
+        with pytest.raises(UsageError, match="--api-key is empty"):
+            read_keys(empty, None)
+    assert read_keys("sk-a\n", None).caller("Bearer sk-a").role == "client"
+    config = GatewayConfig(get_format("tpo-generic"), "m", thought_log=tmp_path / "no" / "log")
+    with pytest.raises(UsageError, match="thought log"):
+        Gateway(config, Pool([]), Keys({}))
+
+
+async def test_tokenize_is_served_where_the_operator_says_so(start_gateway: StartGateway) -> None:
+    """The client's own text, bounded; elsewhere there is no such route."""
+    tokenizer = Path(__file__).parents[2] / "thinkserve" / "pocket" / "checkpoint" / "tokenizer.json"
+    async with ScriptedUpstream() as upstream:
+        closed = await start_gateway(upstream.url, tokenizer=tokenizer)
+        async with closed.http.post(f"{closed.url}/tokenize", json={"prompt": "abc"}) as answer:
+            assert answer.status == 404
+        running = await start_gateway(upstream.url, tokenizer=tokenizer, tokenize=True)
+        async with running.http.post(f"{running.url}/tokenize", json={"prompt": "abc"}) as answer:
+            told = await answer.json()
+        assert told["count"] == len(told["tokens"]) == 3
+        for wrong in ({}, {"prompt": 5}, {"prompt": "x" * 300_000}, {"messages": ASK}):
+            async with running.http.post(f"{running.url}/tokenize", json=wrong) as answer:
+                assert answer.status == 400
