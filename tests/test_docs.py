@@ -32,7 +32,7 @@ def commands_of(page: Path) -> dict[str, set[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_of_the_page_exists(page: Path) -> None:
     found = commands_of(page)
-    assert found
+    assert found or page.name == "security.md"
     for command, options in found.items():
         shown = subprocess.run(
             [sys.executable, "-m", "thinkserve.cli", *command.split(), "--help"],

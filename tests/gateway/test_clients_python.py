@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -66,21 +67,33 @@ async def running(upstream: ScriptedUpstream, start_gateway: StartGateway) -> Ru
 # LangChain
 
 
-def chat_model(running: Running, **more: Any) -> Any:
-    """LangChain's chat model, asking the gateway."""
+ChatModel = Callable[..., Any]
+
+
+@pytest.fixture
+async def chat_model(running: Running) -> AsyncIterator[ChatModel]:
+    """Makes LangChain's chat models that ask the gateway. Left to itself, it never closes its HTTP clients."""
     langchain = pytest.importorskip("langchain_openai", reason="needs the package langchain-openai")
-    return langchain.ChatOpenAI(
-        base_url=f"{running.url}/v1",
-        model="thinker",
-        max_retries=0,
-        **{"api_key": "sk-client", **more},
-    )
+    async with httpx.AsyncClient() as awaited:
+        with httpx.Client() as plain:
+
+            def make(**more: Any) -> Any:
+                return langchain.ChatOpenAI(
+                    base_url=f"{running.url}/v1",
+                    model="thinker",
+                    max_retries=0,
+                    http_client=plain,
+                    http_async_client=awaited,
+                    **{"api_key": "sk-client", **more},
+                )
+
+            yield make
 
 
 @pytest.mark.parametrize("responses", [False, True])
-async def test_langchain_asks_and_streams(running: Running, responses: bool) -> None:
+async def test_langchain_asks_and_streams(running: Running, responses: bool, chat_model: ChatModel) -> None:
     """Over chat completions and over responses; the usage tells the thought's share."""
-    model = chat_model(running, use_responses_api=responses, stream_usage=True)
+    model = chat_model(use_responses_api=responses, stream_usage=True)
     message = await model.ainvoke([("system", "Be kind."), ("user", "Hi")])
     assert message.text == RESPONSE and "SECRET" not in str(message)
     usage = message.usage_metadata
@@ -94,10 +107,10 @@ async def test_langchain_asks_and_streams(running: Running, responses: bool) -> 
 
 
 async def test_langchain_binds_tools_and_gives_their_results(
-    running: Running, upstream: ScriptedUpstream
+    running: Running, upstream: ScriptedUpstream, chat_model: ChatModel
 ) -> None:
     """The message with the calls goes back as LangChain keeps it."""
-    model = chat_model(running).bind_tools([WEATHER])
+    model = chat_model().bind_tools([WEATHER])
     message = await model.ainvoke("call")
     [call] = message.tool_calls
     assert (call["name"], call["args"]) == ("weather", {"city": "Rome"})
@@ -113,25 +126,25 @@ async def test_langchain_binds_tools_and_gives_their_results(
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
 async def test_langchain_gets_structured_output(
-    running: Running, upstream: ScriptedUpstream, method: str
+    running: Running, upstream: ScriptedUpstream, method: str, chat_model: ChatModel
 ) -> None:
     """By a schema, by a tool that must be called, and by JSON mode: the response is bound, the thought is free."""
     schema = {"title": "weather", "description": "A place.", **PARAMETERS}
-    model = chat_model(running).with_structured_output(schema, method=method)
+    model = chat_model().with_structured_output(schema, method=method)
     assert await model.ainvoke("call" if method == "function_calling" else "json") == {"city": "Rome"}
     assert "Here is my response:" in str(upstream.requests[-1].body["structured_outputs"])
 
 
-async def test_langchain_raises_the_errors_of_openai(running: Running) -> None:
+async def test_langchain_raises_the_errors_of_openai(running: Running, chat_model: ChatModel) -> None:
     """So that its retries and fallbacks work."""
     import openai
 
     with pytest.raises(openai.AuthenticationError):
-        await chat_model(running, api_key="sk-no").ainvoke("Hi")
+        await chat_model(api_key="sk-no").ainvoke("Hi")
     with pytest.raises(openai.RateLimitError):
-        await chat_model(running).ainvoke("busy")
+        await chat_model().ainvoke("busy")
     with pytest.raises(openai.BadRequestError, match="logit_bias is refused"):
-        await chat_model(running, logit_bias={1: 1}).ainvoke("Hi")
+        await chat_model(logit_bias={1: 1}).ainvoke("Hi")
 
 
 # LiteLLM

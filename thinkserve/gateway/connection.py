@@ -320,6 +320,9 @@ class Connections:
                     await connection.read(lambda body: False)
         except (TimeoutError, UpstreamFailed):
             connection.abort()
+        except BaseException:
+            connection.abort()
+            raise
         else:
             self.release(connection)
 
