@@ -31,6 +31,8 @@ class Bounds:
     response: int | None = None
     thought: int | None = None
     total: int | None = None
+    forced: int | None = None
+    """From here on a closing marker is the engine's, which bounds the thought."""
 
 
 class Visible(NamedTuple):
@@ -222,6 +224,9 @@ class Choice:
         if total is not None and self.completion_tokens + tokens > total:
             return self._cut_at_total(text, total - self.completion_tokens, tokens, ids, logprobs)
         self.completion_tokens += tokens
+        forced = self._bounds.forced
+        if forced is not None and self.completion_tokens > forced and self.thinking and not self.shown:
+            self._splitter.force()
         if self._keep:
             self._raw.append(text)
         pieces = self._splitter.feed(text)
@@ -251,6 +256,11 @@ class Choice:
                 return visible
         self._queue(text, tokens, ids, logprobs)
         return self._settle(pieces)
+
+    def cut_thought(self, closing: str) -> None:
+        """Close the thought in the model's stead."""
+        self._splitter.force()
+        self.feed(closing, 0)
 
     def finish(self, reason: str) -> Visible | None:
         """The engine has ended the output; return what was held back.

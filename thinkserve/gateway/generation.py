@@ -151,14 +151,16 @@ class Job:
         if self.bind:
             # The thought must end here where the grammar ends it.
             format = splitter_format(request.constraint, request.tools, format, direct=self.direct)
-        budget = self.thought_budget
+        budget = forced = self.thought_budget
         if budget is not None and upstream.thinking_budgets:
             budget += BUDGET_SLACK
+        if self.bind or not upstream.thinking_budgets:
+            forced = None  # what is bound cannot go on thinking, and may hold a marker in a string
         return Choice(
             format,
             direct=self.direct,
             stops=request.stops,
-            bounds=Bounds(request.max_tokens, budget, request.max_completion_tokens),
+            bounds=Bounds(request.max_tokens, budget, request.max_completion_tokens, forced),
             logprobs=request.logprobs,
             keep_thought=self.reveal
             or request.seal
@@ -554,5 +556,5 @@ async def _ask_to_answer(
         )
         choice.finish("length")
         return stream
-    choice.feed(closing, 0)
+    choice.cut_thought(closing)
     return stream

@@ -35,6 +35,8 @@ from thinkserve.gateway.wire import Usage, encode
 logger = logging.getLogger(__name__)
 
 MOST_SCHEMA_BYTES = 128 * 1024
+# A thought cut shorter is as good as none, and some formats cannot do without.
+LEAST_THOUGHT = 256
 # From here on a body is read in a thread.
 LARGE_BODY = 128 * 1024
 
@@ -218,11 +220,18 @@ class Route:
         request.check_model(config.model_name)
         caller.require_model(self._model_name(request))
         direct = request.effort == "none"
-        if direct and not config.format.allows_direct:
+        allowed = config.format.allows_direct
+        if direct and not allowed:
             raise invalid(
                 "reasoning_effort",
                 f"reasoning_effort none is not offered: in the thought format {config.format.name!r} a model that "
                 "thinks all the same could not be told apart; ask minimal, or the operator to set direct in the format",
+            )
+        if request.thought_tokens is not None and request.thought_tokens < LEAST_THOUGHT and not allowed:
+            raise invalid(
+                "thinking_token_budget",
+                f"a bound on the thought must be {LEAST_THOUGHT} tokens or more here, not {request.thought_tokens}: in the "
+                f"thought format {config.format.name!r} a model that thinks all the same could not be told apart",
             )
         rules = Rules(
             config.format,

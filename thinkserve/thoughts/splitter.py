@@ -13,7 +13,7 @@ The rules, with what they cost:
 - Where one marker begins another, the one that a stream completes first counts.
 - A thought that begins again inside the response is hidden again.
 - A closing marker inside the response is text.
-- Direct answers are watched too: an opening marker begins a thought, and a closing marker without one means that what
+- Direct answers, and those to a thought that was cut (`force`), are watched too: an opening marker begins a thought, and a closing marker without one means that what
   came before was a thought, so the output is `broken` and nothing after it is shown.
 
 What risk remains: a thought that states its own closing marker otherwise (bare, in a longer quotation or code span, and
@@ -62,6 +62,7 @@ class ThoughtSplitter:
     __slots__ = (
         "_context",
         "_emphasis",
+        "_forced",
         "_format",
         "_held",
         "_kind",
@@ -82,6 +83,7 @@ class ThoughtSplitter:
         self._held = ""  # may still become a marker, or the indentation of the response
         self._offset = 0  # of the first character of `_held` in the output
         self._shown = False  # a response piece was given out
+        self._forced = False  # the next closing marker is not the model's own
         self._swallowing = False  # before a response, white space is dropped
         self._on_marker_line = True  # and so is all of it that stands on the line of the marker
         self._emphasis = ""  # what closes the emphasis round the marker: `**` behind `**Here is my response:`
@@ -114,6 +116,13 @@ class ThoughtSplitter:
     def complete(self) -> bool:
         """Whether the output may end here: no thought is open, and none that is required is missing."""
         return self._kind == "response"
+
+    def force(self) -> None:
+        """The closing marker that comes next is not the model's: its thought has used up its bound.
+
+        A model that goes on thinking behind it is found out at the closing marker of its own, as in a direct answer.
+        """
+        self._forced = True
 
     def feed(self, text: str) -> list[Piece]:
         """Take the next stretch of the output; return what is settled by it, in order."""
@@ -215,7 +224,8 @@ class ThoughtSplitter:
         elif self._state is State.DIRECT and self._shown:
             self._enter(State.BROKEN)
         else:
-            self._enter(State.RESPONSE)
+            self._enter(State.DIRECT if self._forced else State.RESPONSE)
+            self._forced = False
 
     def _swallow(self, buffer: str, start: int, *, final: bool) -> int:
         """Drop a marker's closing emphasis and the white space before a response; return where the rest begins.
