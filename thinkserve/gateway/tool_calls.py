@@ -10,7 +10,7 @@ it costs:
   marker behind it may be missing. What begins like a call and is none is text, verbatim, and no call is looked for
   inside it.
 - Once arguments have begun to stream the call cannot be taken back: if the output ends or breaks off inside them, they
-  stay as far as they came (`unfinished`), as they do where the output is cut by a bound.
+  stay as far as they came, as they do where the output is cut by a bound.
 - White space next to a call belongs to the call and is not shown.
 - Where one call at most is allowed, those behind the first are dropped: a client that asked for one must not see two.
 """
@@ -87,11 +87,6 @@ class CallParser:
         self._deltas: list[CallDelta] = []
         self.calls = 0
         """How many calls have begun."""
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether the arguments that stream have not ended yet: at the end of the output, they were cut."""
-        return self._place is _Place.ARGUMENTS
 
     def feed(self, text: str) -> tuple[str, list[CallDelta]]:
         """Take the next text of the response; return what of it is text, and what it adds to calls."""

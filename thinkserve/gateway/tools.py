@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from thinkserve.gateway.errors import invalid
 from thinkserve.gateway.tool_calls import CallDelta, CallParser
@@ -21,7 +21,6 @@ __all__ = [
     "CallDelta",
     "CallParser",
     "Tool",
-    "ToolChoice",
     "ToolFormat",
     "ToolName",
     "Tools",
@@ -36,9 +35,6 @@ class ToolName(str):
     """The name of the one tool that must be called; a type of its own, since a tool may be called `auto`."""
 
     __slots__ = ()
-
-
-ToolChoice = Literal["auto", "required", "none"] | ToolName
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,8 @@ class Tools:
     """The tools of a request."""
 
     tools: tuple[Tool, ...]
-    choice: ToolChoice | str = "auto"
+    choice: str = "auto"
+    """`auto`, `required`, `none`, or the `ToolName` of the one that must be called."""
     parallel: bool = True
     """Whether one response may hold several calls."""
     format: ToolFormat = HERMES

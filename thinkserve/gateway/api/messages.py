@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thinkserve.gateway.api.messages_events import MessagesWriter, error_body
-from thinkserve.gateway.api.messages_fields import FIELDS, OutputConfig, Thinking, ToolChoice
+from thinkserve.gateway.api.messages_fields import FIELDS, Chosen, OutputConfig, Thinking
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Head
 from thinkserve.gateway.errors import ApiError, invalid, shown
@@ -79,8 +79,8 @@ class Messages:
                 "messages must hold a user message with text: the thought prompt goes round the last one",
             )
 
-    def _tools(self, tools: tuple[Tool, ...], choice: ToolChoice | None) -> Tools | None:
-        asked, parallel = ToolChoice() if choice is None else choice
+    def _tools(self, tools: tuple[Tool, ...], choice: Chosen | None) -> Tools | None:
+        asked, parallel = Chosen() if choice is None else choice
         if not tools:
             if asked not in ("auto", "none"):
                 raise invalid("tool_choice", "tool_choice asks for a tool, and there are no tools")

@@ -200,14 +200,14 @@ tools = Check(
 )
 
 
-class ToolChoice(NamedTuple):
+class Chosen(NamedTuple):
     """Which tools may or must be called, in the words of chat completions, and whether several may."""
 
     choice: str | ToolName = "auto"
     parallel: bool = True
 
 
-def _read_tool_choice(name: str, value: Any) -> ToolChoice:
+def _read_tool_choice(name: str, value: Any) -> Chosen:
     given = json_object(name, value)
     kind = one_of("auto", "any", "tool", "none")(f"{name}.type", given.get("type"))
     keys = {"tool": ("type", "name", "disable_parallel_tool_use"), "none": ("type",)}
@@ -215,8 +215,8 @@ def _read_tool_choice(name: str, value: Any) -> ToolChoice:
     single = given.get("disable_parallel_tool_use")
     parallel = single is None or not boolean(f"{name}.disable_parallel_tool_use", single)
     if kind == "tool":
-        return ToolChoice(ToolName(string(f"{name}.name", given.get("name"))), parallel)
-    return ToolChoice("required" if kind == "any" else kind, parallel)
+        return Chosen(ToolName(string(f"{name}.name", given.get("name"))), parallel)
+    return Chosen("required" if kind == "any" else kind, parallel)
 
 
 _single = {"disable_parallel_tool_use": {"type": ["boolean", "null"]}}
