@@ -86,6 +86,11 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+def started_since(before: list[int]) -> list[int]:
+    """Our processes that were not there before."""
+    return [pid for pid in children(os.getpid()) if pid not in before]
+
+
 @dataclass
 class Served:
     """A server that runs as a process of its own."""
@@ -369,9 +374,10 @@ async def test_what_a_worker_cannot_do_is_told_in_one_line(folder: Path) -> None
     """Nothing is left of the others."""
     log = folder / "thoughts.jsonl"
     log.touch(mode=0o644)
+    before = children(os.getpid())  # of other tests
     with pytest.raises(UsageError, match="others can read the thought log"):
         await run(config_of("http://127.0.0.1:9", thought_log=log), announce=lambda *_: None)
-    assert children(os.getpid()) == [] and left_in(folder) == [log.name]
+    assert started_since(before) == [] and left_in(folder) == [log.name]
 
 
 _ENGINE = """
@@ -422,6 +428,7 @@ async def test_engines_are_started_once_by_the_parent_and_their_restarts_are_kno
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.setattr(LightEngine, "made", [])
     config = config_of(source=Source(str(CHECKPOINT), ()), replicas=2)
+    before = children(os.getpid())  # of other tests
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(
         run(config, announce=lambda _, url: address.set_result(url), handle_signals=False)
@@ -435,7 +442,7 @@ async def test_engines_are_started_once_by_the_parent_and_their_restarts_are_kno
         assert [engine.name for engine in engines] == ["transformers-0", "transformers-1"]
         assert [engine.env["CUDA_VISIBLE_DEVICES"] for engine in engines] == ["4,5", "6,7"]
         pid = engines[1].pid
-        assert pid is not None and len(children(os.getpid())) == 4
+        assert pid is not None and len(started_since(before)) == 4
         os.kill(pid, signal.SIGKILL)
         await until(lambda: engines[1].restarts == 1 and engines[1].pid is not None)
         await asyncio.sleep(1)
@@ -446,7 +453,7 @@ async def test_engines_are_started_once_by_the_parent_and_their_restarts_are_kno
     finally:
         serving.cancel()
         await asyncio.wait({serving})
-    assert children(os.getpid()) == [] and left_in(folder) == []
+    assert started_since(before) == [] and left_in(folder) == []
 
 
 def test_replicas_are_of_engines_that_are_started_here() -> None:
