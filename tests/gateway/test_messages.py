@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.gateway.conftest import Running, StartGateway
+from tests.gateway.field_values import NO_JSON, TEXTS, WRONG
 from tests.gateway.scripted import (
     JSON,
     Die,
@@ -24,7 +25,6 @@ from tests.gateway.scripted import (
     chunked,
     tokens,
 )
-from tests.gateway.test_policy import NO_JSON, TEXTS, WRONG
 from thinkserve.gateway.api.messages_fields import FIELDS, LEAST_BUDGET, MOST_STOPS
 from thinkserve.gateway.fields import DROP, PASS, REFUSE
 from thinkserve.gateway.tool_fields import MOST_TOOLS

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.gateway.conftest import Running, StartGateway, content
+from tests.gateway.field_values import HUGE, TEXTS, check_wrong_values
 from tests.gateway.scripted import JSON, Script, ScriptedUpstream, Wait
 from thinkserve.engines.engine import Endpoint
 from thinkserve.gateway.api.chat import FIELDS
@@ -211,36 +212,6 @@ async def test_a_refused_field_gives_400_that_names_it_and_says_why(
         assert await sent(running, upstream, {"messages": ASK, name: None}) == plain()
 
 
-HUGE = b"1" + b"0" * 400
-WRONG: dict[str, bytes] = {
-    "an empty object": b"{}",
-    "an object": b'{"a": {"b": [null, {"c": []}]}}',
-    "an empty array": b"[]",
-    "an array": b'[[], {}, null, 1, "x"]',
-    "strings": b'["a", "b", "c", "d", "e"]',
-    "a string": b'"zzz"',
-    "an empty string": b'""',
-    "a digit string": b'"1"',
-    "a null character": b'"\\u0000"',
-    "true": b"true",
-    "minus five": b"-5",
-    "one and a half": b"1.5",
-    "a million": b"1000000",
-    "a huge integer": HUGE,
-    "a huge negative integer": b"-" + HUGE,
-    "an absurd integer": b"1" + b"0" * 6000,
-    "a huge float": b"1e308",
-    "no float": b"1e999",
-    "NaN": b"NaN",
-    "Infinity": b"-Infinity",
-    "a lone surrogate": b'"\\ud800 and more"',
-    "a lone low surrogate": b'"\\udc00\\udc00"',
-    "no UTF-8": b'"\xff\xfe"',
-    "a deep array": b"[" * 300 + b"]" * 300,
-    "a deep object": b'{"a":' * 300 + b"1" + b"}" * 300,
-    "a long string": b'"' + b"x" * 100_000 + b'"',
-}
-TEXTS = {"a string", "an empty string", "a digit string", "a null character", "a long string"}
 # Which of them are right after all.
 RIGHT: dict[str, set[str]] = {
     "stream": {"true"},
@@ -264,15 +235,6 @@ RIGHT: dict[str, set[str]] = {
     "thinking_token_budget": {"a million"},
     "tools": {"an empty array"},
 }
-NO_JSON = {
-    "an absurd integer",
-    "no float",
-    "NaN",
-    "Infinity",
-    "a lone surrogate",
-    "a lone low surrogate",
-    "no UTF-8",
-}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -282,25 +244,8 @@ async def test_a_wrong_type_in_any_field_gives_400_that_names_it(
     """Never 500, whatever stands there; the message stays short."""
     async with ScriptedUpstream(SCRIPT) as upstream:
         running = await start_gateway(upstream.url)
-        for what, value in WRONG.items():
-            beside = {"messages": ASK, **BESIDE.get(name, {})}
-            beside.pop(name, None)
-            members = [b'"%s":%s' % (key.encode(), msgspec.json.encode(beside[key])) for key in beside]
-            status, body = await ask(
-                running, b"{%s}" % b",".join([*members, b'"%s":' % name.encode() + value])
-            )
-            if what in RIGHT.get(name, set()):
-                assert status == 200, (what, body)
-                continue
-            error = body["error"]
-            assert len(error["message"]) < 400, what
-            if what in NO_JSON:
-                assert (status, error["code"]) == (400, "invalid_json"), what
-            elif name == "model" and what in TEXTS:
-                assert (status, error["code"], error["param"]) == (404, "model_not_found", "model"), what
-            else:
-                assert status == 400 and name in error["message"], (what, error)
-                assert error["param"].startswith(name), (what, error)
+        beside = {"messages": ASK, **BESIDE.get(name, {})}
+        await check_wrong_values(running, "/v1/chat/completions", name, beside, RIGHT.get(name, set()))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from tests.gateway.conftest import Connect, Running, StartGateway
+from tests.gateway.field_values import TEXTS, check_wrong_values
 from tests.gateway.scripted import (
     JSON,
     Delta,
@@ -29,7 +30,6 @@ from tests.gateway.scripted import (
     Wait,
     chunked,
 )
-from tests.gateway.test_policy import NO_JSON, TEXTS, WRONG
 from thinkserve.gateway.api.responses_fields import FIELDS
 from thinkserve.gateway.fields import DROP, PASS, REFUSE, REWRITE
 from thinkserve.gateway.sealing import new_seal_key
@@ -1130,24 +1130,7 @@ async def test_a_wrong_type_in_any_field_gives_400_that_names_it(
     async with ScriptedUpstream(Script([OUTPUT])) as upstream:
         running = await start_gateway(upstream.url)
         beside = {"input": "Hi", **BESIDE.get(name, {})}
-        beside.pop(name, None)
-        members = [b'"%s":%s' % (key.encode(), msgspec.json.encode(beside[key])) for key in beside]
-        for what, value in WRONG.items():
-            status, body, _ = await ask(
-                running, b"{%s}" % b",".join([*members, b'"%s":' % name.encode() + value])
-            )
-            if what in RIGHT.get(name, set()):
-                assert status == 200, (what, body)
-                continue
-            error = body["error"]
-            assert len(error["message"]) < 400, what
-            if what in NO_JSON:
-                assert (status, error["code"]) == (400, "invalid_json"), what
-            elif name == "model" and what in TEXTS:
-                assert (status, error["code"]) == (404, "model_not_found"), what
-            else:
-                assert status == 400 and name in error["message"], (what, error)
-                assert error["param"].startswith(name), (what, error)
+        await check_wrong_values(running, PATH, name, beside, RIGHT.get(name, set()))
 
 
 @pytest.mark.parametrize(

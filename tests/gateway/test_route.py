@@ -10,6 +10,7 @@ import pytest
 
 from tests.gateway.conftest import StartGateway, content
 from tests.gateway.scripted import JSON, Recorded, Script, ScriptedUpstream, Wait
+from thinkserve.engines.engine import Endpoint
 from thinkserve.errors import UsageError
 from thinkserve.gateway.app import Gateway
 from thinkserve.gateway.config import GatewayConfig
@@ -172,3 +173,70 @@ async def test_tokenize_is_served_where_the_operator_says_so(start_gateway: Star
         for wrong in ({}, {"prompt": 5}, {"prompt": "x" * 300_000}, {"messages": ASK}):
             async with running.http.post(f"{running.url}/tokenize", json=wrong) as answer:
                 assert answer.status == 400
+
+
+GOES_ON = Script([*"abcdefgh", "</think>", "SECRET", " more", "</think>", "Hello"])
+"""A thought that the engine ends behind 8 tokens, and that goes on."""
+
+
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        ({}, {}),
+        ({"format_guard": True}, {}),
+        ({}, {"tools": [{"type": "function", "function": {"name": "look", "strict": True}}]}),
+    ],
+    ids=["free", "guarded", "strict tools"],
+)
+async def test_a_free_response_is_watched_for_a_thought_that_goes_on_also_under_a_grammar(
+    config: Any, asked: JSON, start_gateway: StartGateway
+) -> None:
+    """A grammar that lets the response be any text leaves room for a thought in it."""
+    async with ScriptedUpstream(GOES_ON) as upstream:
+        endpoint = Endpoint(upstream.url, thinking_budgets=True)
+        running = await start_gateway(endpoint, format="think-tags", format_retries=0, **config)
+        status, answer = await running.post({**BODY, "thinking_token_budget": 6, **asked})
+        assert (status, answer["error"]["code"]) == (502, "malformed_output")
+        assert ("structured_outputs" in upstream.requests[0].body) == bool(config or asked)
+
+
+@pytest.mark.parametrize("by_engine", [False, True])
+async def test_a_bound_response_may_hold_a_marker_behind_a_thought_that_was_cut(
+    by_engine: bool, start_gateway: StartGateway
+) -> None:
+    """Its grammar has no room for a thought, but a string of it may say anything."""
+    json = '{"a": "b </think> c"}'
+
+    def script(request: Recorded) -> Script:
+        if request.body.get("continue_final_message"):
+            return Script([json])
+        return Script(
+            [*"abcdefgh" * 20, "</think>", json] if not by_engine else [*"abcdef", "</think>", json]
+        )
+
+    async with ScriptedUpstream(script) as upstream:
+        endpoint = Endpoint(upstream.url, thinking_budgets=by_engine)
+        running = await start_gateway(endpoint, format="think-tags", format_retries=0)
+        asked = {"response_format": {"type": "json_object"}, "thinking_token_budget": 6}
+        status, answer = await running.post({**BODY, **asked})
+        assert (status, answer["choices"][0]["message"]["content"]) == (200, json)
+        assert len(upstream.requests) == (1 if by_engine else 2)
+
+
+async def test_the_access_log_tells_of_a_client_that_left_its_stream(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Though its answer had begun well."""
+    log = tmp_path / "access.jsonl"
+    never = asyncio.Event()
+    async with ScriptedUpstream(Script([OUTPUT, Wait(never)])) as upstream:
+        running = await start_gateway(upstream.url, access_log=log)
+        async with running.http.post(
+            f"{running.url}/v1/chat/completions", json={**BODY, "stream": True}
+        ) as answer:
+            await answer.content.readuntil(b"Hello")
+        for _ in range(100):
+            if log.read_text():
+                break
+            await asyncio.sleep(0.02)
+        assert '"status":499' in log.read_text()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from thinkserve.gateway.concurrency import Concurrency
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.errors import INTERNAL, ApiError, invalid, shutting_down
 from thinkserve.gateway.fields import DROP, REWRITE, Field, Fields, one_of, read_fields, read_object, string
+from thinkserve.gateway.intake import Services
 from thinkserve.gateway.keys import Caller, Keys
 from thinkserve.gateway.limits import Limits
 from thinkserve.gateway.metrics import CONTENT_TYPE, Metrics
 from thinkserve.gateway.openapi import document
 from thinkserve.gateway.playground import add_playground
 from thinkserve.gateway.pool import Pool
-from thinkserve.gateway.route import Route, Services, read_body
+from thinkserve.gateway.route import Route, read_body
 from thinkserve.gateway.sealing import read_seal_keys
 from thinkserve.gateway.thought_log import ThoughtLog
 from thinkserve.gateway.tokens import TokenTexts
@@ -266,15 +268,13 @@ class Gateway:
     async def _version(self, http: web.Request, record: AccessRecord) -> web.Response:
         return _json({"version": version("thinkserve")})
 
+    @cached_property
+    def _document(self) -> bytes:
+        allow, keys = self.config.allow_fields, self._keys.required
+        return encode(document(self._endpoints, version=version("thinkserve"), allow=allow, keys=keys))
+
     async def _openapi(self, http: web.Request, record: AccessRecord) -> web.Response:
-        return _json(
-            document(
-                self._endpoints,
-                version=version("thinkserve"),
-                allow=self.config.allow_fields,
-                keys=self._keys.required,
-            )
-        )
+        return web.Response(body=self._document, headers=JSON)
 
     async def _tokenize(self, http: web.Request, record: AccessRecord) -> web.Response:
         """The tokens of a client's own text; the prompt that the model gets is not among what it may ask for."""
@@ -316,13 +316,14 @@ class Gateway:
                 method=http.method, path=path, client_id=client_request_id(http.headers.get("X-Request-Id"))
             )
             began = time.monotonic()
-            record.status = 499  # unless there is an answer: the client left
             try:
                 answer = await self._answer(http, handler, record)
-                record.status = answer.status
+                # A stream whose client left has a good status, and the route knows better.
+                record.status = record.status or answer.status
                 self.metrics.requests.labels(path, str(answer.status)).inc()
                 return answer
             finally:
+                record.status = record.status or 499  # there was no answer: the client left
                 record.seconds = time.monotonic() - began
                 if self._access_log is not None:
                     self._access_log.append(record)

@@ -257,9 +257,16 @@ class Choice:
         self._queue(text, tokens, ids, logprobs)
         return self._settle(pieces)
 
-    def cut_thought(self, closing: str) -> None:
-        """Close the thought in the model's stead."""
-        self._splitter.force()
+    def cut_thought(self, closing: str, *, watched: bool) -> None:
+        """Close the thought in the model's stead.
+
+        Args:
+            closing: the marker.
+            watched: the model may go on thinking behind it. Not so where a grammar binds what follows, which may hold a
+                marker in a string.
+        """
+        if watched:
+            self._splitter.force()
         self.feed(closing, 0)
 
     def finish(self, reason: str) -> Visible | None:

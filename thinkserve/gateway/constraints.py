@@ -81,7 +81,7 @@ def structured_outputs(
     response = _response(constraint, tools)
     if not direct and (response is not None or (guard and format.thought_required)):
         parts = _thought(_exact(format))
-        if _is_bound(constraint, tools):
+        if is_bound(constraint, tools):
             parts.append(_GAP)
         if not format.thought_required:
             parts = [{"type": "optional", "content": _sequence(parts)}]
@@ -100,15 +100,15 @@ def splitter_format(
     A bound response begins where the grammar says, and nothing in it is a thought, whatever its strings hold. A free
     one is watched for thoughts as ever.
     """
-    if not _is_bound(constraint, tools):
+    if not is_bound(constraint, tools):
         return format
     if direct or not format.thought_required:
         return format.exact
     return _exact_and_closed(format)
 
 
-def _is_bound(constraint: Constraint | None, tools: Tools | None) -> bool:
-    """Whether no character of the response is free."""
+def is_bound(constraint: Constraint | None, tools: Tools | None) -> bool:
+    """Whether a grammar is needed, and no character of the response is free."""
     return constraint is not None or (tools is not None and tools.bind)
 
 

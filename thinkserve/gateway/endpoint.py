@@ -115,6 +115,8 @@ class Endpoint(Protocol):
     path: str
     fields: Fields
     """Its policy."""
+    required: tuple[str, ...]
+    """The fields that a request must have."""
 
     def new_id(self) -> str:
         """An id for an answer."""

@@ -272,17 +272,17 @@ NO_EFFECT: Fields = {
 }
 
 _MARKERS = "it can forbid or force the tokens of a marker, and with that break the hiding of thoughts"
-_PROMPT = "it changes the prompt or where the output begins, which decides what is a thought"
+PROMPT: Final = "it changes the prompt or where the output begins, which decides what is a thought"
 _ENGINE = "it reaches into the engine"
-_RAW = "it would show what the engine generated before the thought is taken out"
+RAW: Final = "it would show what the engine generated before the thought is taken out"
 _BINDS = "it would bind the thought; use response_format or structured_outputs"
 
 ENGINE_EXTRAS: Fields = {
     name: Field(REFUSE, why)
     for why, names in {
         _MARKERS: ("logit_bias", "bad_words", "allowed_token_ids"),
-        _RAW: ("return_token_ids", "return_tokens_as_token_ids", "logprob_token_ids"),
-        _PROMPT: (
+        RAW: ("return_token_ids", "return_tokens_as_token_ids", "logprob_token_ids"),
+        PROMPT: (
             *("chat_template", "chat_template_kwargs", "documents", "continue_final_message"),
             *("add_generation_prompt", "add_special_tokens", "truncate_prompt_tokens"),
         ),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinkserve.gateway.errors import ApiError, invalid, shown
+from thinkserve.gateway.fields import string
+from thinkserve.gateway.request import no_user_message
 from thinkserve.gateway.tools import Tools, past_calls, past_result, tool_prompt
 from thinkserve.gateway.wire import MAX_DEPTH, nested_within
 from thinkserve.thoughts import ThoughtFormat, strip_thoughts
@@ -81,7 +83,7 @@ def _ask_to_think(written: list[dict[str, Any]], format: ThoughtFormat) -> None:
         if message["role"] == "user":
             message["content"] = _asked_to_think(message["content"], format)
             return
-    raise invalid("messages", "messages must hold a user message: the thought prompt goes round the last one")
+    raise no_user_message("messages")
 
 
 def _with_tools_as_text(written: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:
@@ -140,19 +142,13 @@ def _message(where: str, message: Any, rules: Rules) -> dict[str, Any]:
         content = _without_thoughts(content, rules.format)
     written["content"] = content
     if (name := message.get("name")) is not None:
-        written["name"] = _string(f"{where}.name", name)
+        written["name"] = string(f"{where}.name", name)
     if role == "tool":
-        written["tool_call_id"] = _string(f"{where}.tool_call_id", message.get("tool_call_id"))
+        written["tool_call_id"] = string(f"{where}.tool_call_id", message.get("tool_call_id"))
     # An empty list is what clients send back that keep every field.
     if role == "assistant" and message.get("tool_calls"):
         written["tool_calls"] = _tool_calls(f"{where}.tool_calls", message["tool_calls"])
     return written
-
-
-def _string(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise invalid(where, f"{where} must be a string, not {type(value).__name__}")
-    return value
 
 
 def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
@@ -165,12 +161,12 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or call.get("type", "function") != "function":
         raise invalid(where, f"{where} must be a call of a function: {{id, type, function}}")
-    arguments = _string(f"{where}.function.arguments", function.get("arguments"))
+    arguments = string(f"{where}.function.arguments", function.get("arguments"))
     return {
-        "id": _string(f"{where}.id", call.get("id")),
+        "id": string(f"{where}.id", call.get("id")),
         "type": "function",
         "function": {
-            "name": _string(f"{where}.function.name", function.get("name")),
+            "name": string(f"{where}.function.name", function.get("name")),
             "arguments": arguments or "{}",
         },
     }

@@ -18,7 +18,6 @@ from thinkserve.gateway.openapi_schemas import (
     INSIDE,
     MODEL,
     MODELS,
-    REQUIRED,
     STRING,
     Schema,
     nullable,
@@ -95,13 +94,12 @@ def _json(name: str, description: str) -> dict[str, Any]:
 def _request(endpoint: Endpoint, allow: Collection[str]) -> Schema:
     """The body that an endpoint takes, by its table."""
     properties: dict[str, Schema] = {}
-    required = REQUIRED.get(endpoint.path, ())
     for name, field in endpoint.fields.items():
         if field.action == REFUSE:
             continue
         schema = dict(field.check.schema) if field.check is not None else {}
         schema = dict(INSIDE.get((endpoint.path, name), schema))
-        if name not in required:
+        if name not in endpoint.required:
             schema = nullable(schema)
         said = [schema.get("description", ""), "Taken, without effect." if field.action == DROP else ""]
         if description := " ".join(filter(None, dict.fromkeys([*said, field.why]))):
@@ -111,7 +109,7 @@ def _request(endpoint: Endpoint, allow: Collection[str]) -> Schema:
     return {
         "type": "object",
         "properties": {**properties, **let_by},
-        "required": list(required),
+        "required": list(endpoint.required),
         "additionalProperties": False,
     }
 

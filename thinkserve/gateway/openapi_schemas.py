@@ -53,14 +53,6 @@ def nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "/v1/chat/completions": ("messages",),
-    "/v1/completions": ("prompt",),
-    "/v1/responses": ("input",),
-    "/v1/messages": ("messages", "max_tokens"),
-}
-"""The fields that a request must have, by path."""
-
 # What is inside the fields of requests
 
 # More keys with nothing in them are what clients send that keep every field.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from thinkserve.gateway.constraints import Constraint
+from thinkserve.gateway.constraints import Constraint, is_bound
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.tools import Tools
+from thinkserve.thoughts import ThoughtFormat
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
@@ -48,6 +49,11 @@ class Request:
     """What the client wants repeated before its responses: one text for each conversation, or none."""
 
     @property
+    def bound(self) -> bool:
+        """Whether no character of the response is free."""
+        return is_bound(self.constraint, self.tools)
+
+    @property
     def choices(self) -> int:
         """How many outputs are generated in all."""
         return len(self.conversations) * self.n
@@ -69,6 +75,27 @@ class Request:
                 param="model",
                 code="model_not_found",
             )
+
+
+def no_direct_answer(name: str, format: ThoughtFormat) -> ApiError:
+    """What who asks for a response without a thought is told, where the format does not offer it.
+
+    Args:
+        name: the field in which it was asked for.
+        format: the thought format.
+    """
+    return invalid(
+        name,
+        f"{name} none is not offered: in the thought format {format.name!r} a model that thinks all the same could not be "
+        "told apart; ask minimal, or the operator to set direct in the format",
+    )
+
+
+def no_user_message(name: str) -> ApiError:
+    """What is told where there is nothing that the thought prompt could go round; `name`: the field of the messages."""
+    return invalid(
+        name, f"{name} must hold a user message with text: the thought prompt goes round the last one"
+    )
 
 
 def check_choices(name: str, choices: int, most: int) -> None:

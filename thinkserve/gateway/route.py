@@ -5,58 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from aiohttp import web
 
 from thinkserve.gateway.access_log import AccessRecord
 from thinkserve.gateway.choice import Choice
-from thinkserve.gateway.concurrency import Concurrency
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Endpoint, Head, Writer
-from thinkserve.gateway.errors import INTERNAL, ApiError, invalid, shutting_down
+from thinkserve.gateway.errors import INTERNAL, ApiError, shutting_down
 from thinkserve.gateway.fields import read_object
-from thinkserve.gateway.generation import Job, Watchers, generate
-from thinkserve.gateway.history import Rules, upstream_messages
+from thinkserve.gateway.generation import Watchers, generate
+from thinkserve.gateway.intake import Services, make_job
+from thinkserve.gateway.job import Job
 from thinkserve.gateway.keys import Caller
-from thinkserve.gateway.limits import Charge, Limits
-from thinkserve.gateway.metrics import Metrics
-from thinkserve.gateway.pool import Pool, conversation_key
-from thinkserve.gateway.request import Request
-from thinkserve.gateway.sealing import Sealer
+from thinkserve.gateway.limits import Charge
 from thinkserve.gateway.sinks import Gathered, Streamed
-from thinkserve.gateway.thought_log import ThoughtLog
-from thinkserve.gateway.tokens import TokenTexts
-from thinkserve.gateway.tracing import NO_TRACING, RequestSpan, Tracing
+from thinkserve.gateway.tracing import RequestSpan
 from thinkserve.gateway.wire import Usage, encode
 
 logger = logging.getLogger(__name__)
 
-MOST_SCHEMA_BYTES = 128 * 1024
-# A thought cut shorter is as good as none, and some formats cannot do without.
-LEAST_THOUGHT = 256
 # From here on a body is read in a thread.
 LARGE_BODY = 128 * 1024
-
-
-@dataclass(slots=True, kw_only=True)
-class Services:
-    """What the routes of one gateway share."""
-
-    config: GatewayConfig
-    pool: Pool
-    metrics: Metrics
-    texts: TokenTexts
-    skip_special_tokens: bool
-    limits: Limits
-    concurrency: Concurrency
-    tracing: Tracing = NO_TRACING
-    thought_log: ThoughtLog | None = None
-    sealer: Sealer | None = None
-    cut: bool = False
-    """The time to drain is over: requests that are cancelled are told so."""
 
 
 class Route:
@@ -89,7 +60,7 @@ class Route:
             charge = services.limits.take(caller, expected)
             try:
                 # What takes long for a large body must not stop the streams of others.
-                make = partial(self._job, id, http.headers, request, caller, len(body))
+                make = partial(make_job, services, id, request, caller, http.headers, len(body))
                 job = make() if len(body) < LARGE_BODY else await asyncio.to_thread(make)
             except BaseException:
                 charge.cancel()
@@ -106,7 +77,7 @@ class Route:
         request = job.request
         span = self._services.tracing.request(
             "chat",
-            self._model_name(request),
+            job.model_name,
             route=self.endpoint.path,
             caller=caller.id,
             traceparent=http.headers.get("traceparent"),
@@ -147,7 +118,7 @@ class Route:
         request, services = job.request, self._services
         seal = partial(self._seal, caller) if request.seal else None
         writer = self.endpoint.writer(
-            Head(job.id, int(time.time()), self._model_name(request), request, job.reveal, seal)
+            Head(job.id, int(time.time()), job.model_name, request, job.reveal, seal)
         )
         headers = {"X-Request-Id": job.id, **services.limits.headers(caller)}
         watchers = Watchers(services.metrics, services.thought_log, span)
@@ -172,10 +143,6 @@ class Route:
         if record.status == 499:
             metrics.clients_lost.labels(job.client_lost or "disconnected").inc()
 
-    def _model_name(self, request: Request) -> str:
-        """What the answer calls the model."""
-        return self._config.model_name or request.model or ""
-
     def _seal(self, caller: Caller, thought: str, response: str) -> str | None:
         assert self._services.sealer is not None
         try:
@@ -185,106 +152,6 @@ class Route:
             return None
         self._metrics.sealed.labels("sealed").inc()
         return sealed
-
-    def _opened(self, request: Request, caller: Caller) -> dict[int, str]:
-        """The past thoughts that a client brought back sealed."""
-        sealer = self._services.sealer
-        if sealer is None:
-            if request.seal or request.sealed:
-                raise invalid(
-                    "include",
-                    "reasoning.encrypted_content is not offered here; leave it out, or ask the operator for --seal-keys",
-                    code="unsupported_field",
-                )
-            return {}
-        opened: dict[int, str] = {}
-        for at, (response, token) in request.sealed.items():
-            try:
-                opened[at] = sealer.open(token, client=caller.id, response=response)
-            except ApiError:
-                self._metrics.sealed.labels("refused").inc()
-                raise
-            self._metrics.sealed.labels("opened").inc()
-        return opened
-
-    def _job(self, id: str, headers: Mapping[str, str], request: Request, caller: Caller, size: int) -> Job:
-        reveal = headers.get("thinkserve-reveal", "0") not in ("", "0", "false")
-        if reveal and caller.role != "operator":
-            raise ApiError(
-                403,
-                "thinkserve-reveal is for operator keys only",
-                type="permission_error",
-                code="operator_key_required",
-            )
-        config, services = self._config, self._services
-        request.check_model(config.model_name)
-        caller.require_model(self._model_name(request))
-        direct = request.effort == "none"
-        allowed = config.format.allows_direct
-        if direct and not allowed:
-            raise invalid(
-                "reasoning_effort",
-                f"reasoning_effort none is not offered: in the thought format {config.format.name!r} a model that "
-                "thinks all the same could not be told apart; ask minimal, or the operator to set direct in the format",
-            )
-        if request.thought_tokens is not None and request.thought_tokens < LEAST_THOUGHT and not allowed:
-            raise invalid(
-                "thinking_token_budget",
-                f"a bound on the thought must be {LEAST_THOUGHT} tokens or more here, not {request.thought_tokens}: in the "
-                f"thought format {config.format.name!r} a model that thinks all the same could not be told apart",
-            )
-        rules = Rules(
-            config.format,
-            direct=direct,
-            allow=config.allow_fields,
-            tools=request.tools,
-            write_tools=config.write_tools,
-            thoughts=self._opened(request, caller),
-            most=config.max_messages,
-        )
-        job = Job(
-            id=id,
-            request=request,
-            messages=tuple(upstream_messages(messages, rules) for messages in request.conversations),
-            config=config,
-            direct=direct,
-            caller=caller.id,
-            cache_salt=caller.cache_salt,
-            reveal=reveal,
-            texts=services.texts,
-            skip_special_tokens=services.skip_special_tokens,
-            started=time.monotonic(),
-            prompt_bytes=size,
-        )
-        tools = request.tools
-        job.bind = request.constraint is not None or (tools is not None and tools.bind)
-        if request.constraint is not None:
-            _check_size("response_format", request.constraint.value)
-        if tools is not None:
-            _check_size("tools", [tool.parameters for tool in tools.tools])
-        if job.bind and not services.pool.structural_tags:
-            raise invalid(
-                "response_format" if request.constraint is not None else "tool_choice",
-                "response_format, structured_outputs and tool_choice other than auto are refused: the engine behind this "
-                "server cannot bind the response and leave the thought free; ask in the prompt, or serve the model on vLLM",
-                code="unsupported_field",
-            )
-        if config.format_guard and not direct:
-            job.bind = job.bind or services.pool.structural_tags
-        if request.logprobs and request.tools is not None:
-            raise invalid(
-                "logprobs", "logprobs are not given beside tools: what is a call has no place in them"
-            )
-        if request.logprobs and config.echo_guard == "redact":
-            raise invalid(
-                "logprobs", "logprobs are refused: the operator lets repeated thoughts be taken out"
-            )
-        # Where a call is free to come, its arguments are bound if they can be.
-        if tools is not None and any(tool.strict for tool in tools.callable):
-            job.bind = job.bind or services.pool.structural_tags
-        if len(services.pool.upstreams) > 1:
-            job.prefix = conversation_key(job.messages[0], job.cache_salt)
-        return job
 
     async def _gather(
         self, job: Job, writer: Writer, headers: dict[str, str], watchers: Watchers
@@ -384,13 +251,6 @@ def _usage(job: Job, choices: list[Choice]) -> Usage:
         sum(choice.completion_tokens for choice in choices),
         sum(choice.reasoning_tokens for choice in choices),
     )
-
-
-def _check_size(name: str, value: object) -> None:
-    """Refuse what an engine might be busy with for minutes, for all its requests, before it even begins."""
-    size = len(encode(value))
-    if size > MOST_SCHEMA_BYTES:
-        raise invalid(name, f"{name} holds a schema of {size} bytes; {MOST_SCHEMA_BYTES} are taken")
 
 
 async def read_body(http: web.Request, config: GatewayConfig) -> bytes:

@@ -39,7 +39,7 @@ class RequestSpan(Protocol):
         """An engine is asked for an output of a choice; `attempt` counts those of this choice, from 0."""
 
     def event(self, name: str, **attributes: str | float) -> None:
-        """Something happened: `thought_end`, `retry`, `failover`. Attributes are never text of a model or a client."""
+        """Something happened: `retry`, `failover`. Attributes are never text of a model or a client."""
 
     def end(
         self,

@@ -13,30 +13,26 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thinkserve.gateway.api.chat import response_format, structured_outputs
+from thinkserve.gateway.api.completion import FIELDS as SHARED
+from thinkserve.gateway.api.completion import CompletionWriter, incomplete, shared
 from thinkserve.gateway.choice import Choice, Visible
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Answer, Head
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import (
     ENGINE_EXTRAS,
-    NO_EFFECT,
+    PROMPT,
     REFUSE,
     REWRITE,
-    SAMPLING,
     Check,
     Field,
     Fields,
     boolean,
     integer,
-    one_of,
     read_fields,
-    stop_strings,
-    stream_options,
-    string,
 )
-from thinkserve.gateway.request import EFFORTS, Request, check_choices
-from thinkserve.gateway.wire import TokenLogprob, Usage, encode, event
+from thinkserve.gateway.request import Request, check_choices
+from thinkserve.gateway.wire import TokenLogprob, Usage, encode
 
 
 def _read_prompts(name: str, value: Any) -> tuple[str, ...]:
@@ -65,37 +61,15 @@ prompts = Check(
 _CHAT = "use /v1/chat/completions"
 
 FIELDS: Fields = {
-    # OpenAI's fields
-    "model": Field(REWRITE, "must name the model that is served", string),
+    **SHARED,
     "prompt": Field(
         REWRITE, "each is a user message of a conversation of its own; token ids are refused", prompts
     ),
-    "stream": Field(REWRITE, "the engine is always asked to stream", boolean),
-    "stream_options": Field(REWRITE, "`include_usage`", stream_options),
-    "n": Field(REWRITE, "each choice is a request of its own to the engine", integer(1, 128)),
     "best_of": Field(REWRITE, "1, or the same as n", integer(1, 128)),
     "echo": Field(REWRITE, "the prompt as the client gave it, before the response", boolean),
     "logprobs": Field(REWRITE, "of exactly the tokens of the response", integer(0, 5)),
     "max_tokens": Field(REWRITE, "bounds the response; no bound by default", integer(1, 2**31 - 1)),
-    "stop": Field(REWRITE, "matched by the gateway, on the response only", stop_strings),
-    # From chat completions
-    "reasoning_effort": Field(
-        REWRITE, "bounds the thought; `none` asks for a response without one", one_of(*EFFORTS)
-    ),
-    "thinking_token_budget": Field(
-        REWRITE, "bounds the thought, in tokens (vLLM's name for it)", integer(1, 2**31 - 1)
-    ),
-    "response_format": Field(REWRITE, "binds the response only; the thought stays free", response_format),
-    "structured_outputs": Field(
-        REWRITE,
-        "`json`, `regex`, `grammar` or `choice` binds the response only; the thought stays free",
-        structured_outputs,
-    ),
-    **SAMPLING,
-    **NO_EFFECT,
-    "suffix": Field(
-        REFUSE, "it changes the prompt or where the output begins, which decides what is a thought"
-    ),
+    "suffix": Field(REFUSE, PROMPT),
     "prompt_embeds": Field(
         REFUSE, "they would set what stands round the prompt, which decides what is a thought"
     ),
@@ -111,6 +85,7 @@ class Completions:
 
     path = "/v1/completions"
     fields = FIELDS
+    required: tuple[str, ...] = ("prompt",)
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
@@ -121,7 +96,7 @@ class Completions:
     def read(self, data: Mapping[str, Any]) -> Request:
         config = self._config
         values = read_fields(data, FIELDS, config.allow_fields)
-        given, sampling = values.rewritten, values.passed
+        given = values.rewritten
         if "prompt" not in given:
             raise invalid("prompt", "prompt is missing: give a string or an array of strings")
         asked: tuple[str, ...] = given["prompt"]
@@ -133,29 +108,11 @@ class Completions:
             )
         if given.get("best_of", n) not in (1, n):
             raise invalid("best_of", f"best_of must be 1 or n ({n}), not {given['best_of']}: use n")
-        if "stream_options" in given and not given.get("stream"):
-            raise invalid("stream_options", "stream_options is for stream: true only")
-        constraint = given.get("response_format")
-        if "structured_outputs" in given:
-            if constraint is not None:
-                raise invalid("structured_outputs", "give response_format or structured_outputs, not both")
-            constraint = given["structured_outputs"]
         return Request(
+            **shared(values),
             conversations=tuple([{"role": "user", "content": prompt}] for prompt in asked),
-            model=given.get("model"),
-            stream=given.get("stream", False),
-            include_usage=given.get("stream_options", False),
-            n=n,
-            stops=given.get("stop", ()),
-            max_tokens=given.get("max_tokens"),
-            effort=given.get("reasoning_effort"),
-            thought_tokens=given.get("thinking_token_budget"),
             logprobs="logprobs" in given,
             top_logprobs=given.get("logprobs", 0),
-            constraint=constraint,
-            seed=sampling.pop("seed", None),
-            sampling=sampling,
-            extra=values.allowed,
             echo=asked if given.get("echo") else (),
         )
 
@@ -166,62 +123,36 @@ class Completions:
         return error.body()
 
 
-class CompletionsWriter:
+class CompletionsWriter(CompletionWriter):
     """Writes an answer as text completions; keeps the `Writer` protocol."""
 
-    keepalive = b": thinking\n\n"
-
     def __init__(self, head: Head) -> None:
+        super().__init__(head, "text_completion")
         request = head.request
-        self._head = head
-        self._base = {
-            "id": head.id,
-            "object": "text_completion",
-            "created": head.created,
-            "model": head.model,
-        }
-        self._prefix = b"data: " + encode(self._base)[:-1] + b',"choices":['
-        # Where usage was asked for, OpenAI puts a null on every chunk but the last.
-        self._suffix = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
         self._before = [self._prefix + b'{"index":%d,"text":' % index for index in range(request.choices)]
-        self._after = b',"logprobs":null,"finish_reason":null}' + self._suffix
         self._echoes = [
             request.echo[request.conversation(index)] if request.echo else ""
             for index in range(request.choices)
         ]
         self._offsets = [len(echo) for echo in self._echoes]  # where the next token of each choice begins
-        self._logprobs = request.logprobs
 
     def head(self) -> bytes:
-        echoes = b"".join(self._chunk(index, echo) for index, echo in enumerate(self._echoes) if echo)
+        echoes = b"".join(self._text(index, echo) for index, echo in enumerate(self._echoes) if echo)
         return echoes or self.keepalive
-
-    def begin(self, index: int, choice: Choice) -> bytes:
-        return b""
 
     def text(self, index: int, visible: Visible) -> bytes:
         if not self._logprobs:
             return self._before[index] + encode(visible.text) + self._after
         logprobs, self._offsets[index] = _legacy(visible.logprobs, self._offsets[index])
-        return self._chunk(index, visible.text, logprobs)
+        return self._text(index, visible.text, logprobs)
 
     def thought(self, index: int, text: str) -> bytes:
-        return self._chunk(index, "", reasoning=text)
+        return self._text(index, "", reasoning=text)
 
     def end_choice(self, index: int, choice: Choice) -> bytes:
-        more: dict[str, Any] = {"incomplete_details": {"reason": choice.lost_to}} if choice.lost_to else {}
-        return self._chunk(index, "", finish=choice.finish_reason, **more)
+        return self._text(index, "", finish=choice.finish_reason, **incomplete(choice))
 
-    def end(self, usage: Usage) -> bytes:
-        last = b""
-        if self._head.request.include_usage:
-            last = event(self._base | {"choices": [], "usage": usage.as_completion()})
-        return last + b"data: [DONE]\n\n"
-
-    def fail(self, error: ApiError) -> bytes:
-        return b"data: " + error.body() + b"\n\n"
-
-    def _chunk(
+    def _text(
         self,
         index: int,
         text: str,
@@ -229,8 +160,9 @@ class CompletionsWriter:
         finish: str | None = None,
         **more: Any,
     ) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, **more}
-        return self._prefix + encode(choice) + self._suffix
+        return self._chunk(
+            {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, **more}
+        )
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
@@ -245,11 +177,10 @@ class CompletionsWriter:
             "text": echo + answer.text,
             "logprobs": _legacy(answer.logprobs, len(echo))[0] if self._logprobs else None,
             "finish_reason": choice.finish_reason,
+            **incomplete(choice),
         }
         if self._head.reveal:
             written["reasoning"] = answer.thought
-        if choice.lost_to:
-            written["incomplete_details"] = {"reason": choice.lost_to}
         return written
 
 

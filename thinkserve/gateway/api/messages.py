@@ -16,7 +16,7 @@ from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Head
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import read_fields
-from thinkserve.gateway.request import Request
+from thinkserve.gateway.request import Request, no_user_message
 from thinkserve.gateway.tools import Tool, ToolName, Tools
 from thinkserve.gateway.wire import encode
 
@@ -26,7 +26,7 @@ class Messages:
 
     path = "/v1/messages"
     fields = FIELDS
-    required = ("messages", "max_tokens")
+    required: tuple[str, ...] = ("messages", "max_tokens")
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
@@ -74,10 +74,7 @@ class Messages:
         """Refuse in the words of this API what there is no place for the thought prompt in."""
         asks_to_think = effort != "none" and self._config.format.prompt is not None
         if asks_to_think and all(message["role"] != "user" for message in messages):
-            raise invalid(
-                "messages",
-                "messages must hold a user message with text: the thought prompt goes round the last one",
-            )
+            raise no_user_message("messages")
 
     def _tools(self, tools: tuple[Tool, ...], choice: Chosen | None) -> Tools | None:
         asked, parallel = Chosen() if choice is None else choice

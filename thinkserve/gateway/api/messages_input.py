@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from thinkserve.gateway.errors import ApiError, invalid, shown
-from thinkserve.gateway.fields import Check, json_object
+from thinkserve.gateway.fields import Check, json_object, string
 from thinkserve.gateway.wire import encode
 
 Block = Mapping[str, Any]
@@ -93,15 +93,15 @@ def _block(where: str, block: Any, role: str) -> Block:
         raise _refused(where, kind, role)
     if kind == "text":
         known_keys(where, given, _TEXT)
-        _string(f"{where}.text", given.get("text"))
+        string(f"{where}.text", given.get("text"))
     elif kind == "tool_use":
         known_keys(where, given, _TOOL_USE)
-        _string(f"{where}.id", given.get("id"))
-        _string(f"{where}.name", given.get("name"))
+        string(f"{where}.id", given.get("id"))
+        string(f"{where}.name", given.get("name"))
         json_object(f"{where}.input", given.get("input"))
     elif kind == "tool_result":
         known_keys(where, given, _TOOL_RESULT)
-        _string(f"{where}.tool_use_id", given.get("tool_use_id"))
+        string(f"{where}.tool_use_id", given.get("tool_use_id"))
         if not isinstance(given.get("is_error"), bool | None):
             raise invalid(f"{where}.is_error", f"{where}.is_error must be true or false")
         content = given.get("content")
@@ -117,12 +117,6 @@ def _refused(where: str, kind: Any, role: str) -> ApiError:
         f"{where}.type",
         f"{where}.type must be one of {', '.join(_TAKEN[role])} in a message of the role {role}, not {shown(kind)}",
     )
-
-
-def _string(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise invalid(where, f"{where} must be a string, not {shown(value)}")
-    return value
 
 
 def _read_texts(where: str, value: Any) -> str:

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from thinkserve.gateway.api.completion import only_constraint
 from thinkserve.gateway.api.responses_events import ResponsesWriter
 from thinkserve.gateway.api.responses_fields import FIELDS, LOGPROBS, SEALED
 from thinkserve.gateway.api.responses_input import ResponsesRequest, read_input
@@ -18,6 +19,7 @@ from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Head
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import read_fields
+from thinkserve.gateway.request import no_direct_answer, no_user_message
 from thinkserve.gateway.tool_fields import read_tools
 from thinkserve.gateway.tools import Tools
 
@@ -30,6 +32,7 @@ class Responses:
 
     path = "/v1/responses"
     fields = FIELDS
+    required: tuple[str, ...] = ("input",)
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
@@ -53,11 +56,6 @@ class Responses:
             raise invalid(
                 "include", f"{LOGPROBS} is not given beside tools: what is a call has no place in it"
             )
-        constraint = given.get("text")
-        if "structured_outputs" in given:
-            if constraint is not None:
-                raise invalid("structured_outputs", "give text.format or structured_outputs, not both")
-            constraint = given["structured_outputs"]
         return ResponsesRequest(
             conversations=(conversation.messages,),
             sealed=conversation.sealed,
@@ -70,7 +68,7 @@ class Responses:
             thought_tokens=given.get("thinking_token_budget"),
             logprobs=logprobs,
             top_logprobs=given.get("top_logprobs", 0),
-            constraint=constraint,
+            constraint=only_constraint(given, "text.format", given.get("text")),
             tools=tools,
             seal=SEALED in included,
             told=_told(data, effort),
@@ -84,15 +82,9 @@ class Responses:
         format = self._config.format
         if effort == "none":
             if not format.allows_direct:
-                raise invalid(
-                    "reasoning.effort",
-                    f"reasoning.effort none is not offered: in the thought format {format.name!r} a model that thinks "
-                    "all the same could not be told apart; ask minimal, or the operator to set direct in the format",
-                )
+                raise no_direct_answer("reasoning.effort", format)
         elif format.prompt is not None and all(message["role"] != "user" for message in messages):
-            raise invalid(
-                "input", "input must hold a user message: the thought prompt goes round the last one"
-            )
+            raise no_user_message("input")
 
     def _tools(self, given: Mapping[str, Any]) -> Tools | None:
         """The tools, which have the form of chat completions less a level."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from thinkserve.gateway.api.chat import structured_outputs
+from thinkserve.gateway.api.completion import FORMAT_SCHEMA, read_format, structured_outputs
 from thinkserve.gateway.constraints import Constraint
 from thinkserve.gateway.errors import invalid, shown
 from thinkserve.gateway.fields import (
     DROP,
     ENGINE_EXTRAS,
     NO_EFFECT,
+    PROMPT,
+    RAW,
     REFUSE,
     REWRITE,
     SAMPLING,
@@ -101,20 +103,12 @@ reasoning = Check(
 
 
 def _read_format(name: str, value: Any) -> Constraint | None:
-    """What the response must fit, or None for plain text."""
-    checked = json_object(name, value)
-    match checked.get("type"):
-        case "text":
-            return None
-        case "json_object":
-            return Constraint("json_schema", {"type": "object"})
-        case "json_schema":
-            string(f"{name}.name", checked.get("name"))
-            return Constraint("json_schema", json_object(f"{name}.schema", checked.get("schema")))
-        case other:
-            raise invalid(
-                f"{name}.type", f"{name}.type must be text, json_object or json_schema, not {shown(other)}"
-            )
+    def schema(format: dict[str, Any]) -> dict[str, Any]:
+        string(f"{name}.name", format.get("name"))
+        found: dict[str, Any] = json_object(f"{name}.schema", format.get("schema"))
+        return found
+
+    return read_format(name, value, schema)
 
 
 _verbosity = _only("medium", "only medium is taken, which changes nothing; ask in the prompt")
@@ -138,11 +132,7 @@ text = Check(
     {
         "type": "object",
         "properties": {
-            "format": {
-                "type": "object",
-                "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}},
-                "required": ["type"],
-            },
+            "format": FORMAT_SCHEMA,
             "verbosity": {"enum": ["medium", None]},
         },
         "additionalProperties": False,
@@ -232,11 +222,7 @@ FIELDS: Fields = {
     "prompt": Field(REFUSE, "there are no stored prompt templates; write it into instructions and input"),
     "context_management": Field(REFUSE, "no input is left out; shorten the conversation yourself"),
     "moderation": Field(REFUSE, "there is no moderation"),
-    "enable_response_messages": Field(
-        REFUSE, "it would show what the engine generated before the thought is taken out"
-    ),
-    "previous_input_messages": Field(
-        REFUSE, "it changes the prompt or where the output begins, which decides what is a thought"
-    ),
+    "enable_response_messages": Field(REFUSE, RAW),
+    "previous_input_messages": Field(REFUSE, PROMPT),
     **ENGINE_EXTRAS,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thinkserve.gateway.errors import ApiError, invalid, shown
+from thinkserve.gateway.fields import string
 from thinkserve.gateway.request import Request
 
 ROLES = ("user", "assistant", "system", "developer")
@@ -93,7 +94,7 @@ class Conversation:
             case "function_call_output":
                 self._turn = _Turn()
                 output = _content(f"{where}.output", item.get("output"), "tool")
-                call = _string(f"{where}.call_id", item.get("call_id"))
+                call = string(f"{where}.call_id", item.get("call_id"))
                 self.messages.append({"role": "tool", "tool_call_id": call, "content": output})
 
     def _add_message(self, where: str, item: dict[str, Any]) -> None:
@@ -117,9 +118,9 @@ class Conversation:
             message["content"] = _parts(message["content"]) + _parts(content)
 
     def _add_call(self, where: str, item: dict[str, Any]) -> None:
-        name, arguments = (_string(f"{where}.{key}", item.get(key)) for key in ("name", "arguments"))
+        name, arguments = (string(f"{where}.{key}", item.get(key)) for key in ("name", "arguments"))
         call = {
-            "id": _string(f"{where}.call_id", item.get("call_id")),
+            "id": string(f"{where}.call_id", item.get("call_id")),
             "type": "function",
             "function": {"name": name, "arguments": arguments},
         }
@@ -172,7 +173,7 @@ def _sealed(where: str, item: dict[str, Any]) -> tuple[str, str] | None:
         raise _foreign(
             f"{where}.id", f"{where}.id must be the one that its encrypted_content came with, not {shown(id)}"
         )
-    return id.removeprefix("rs_"), _string(f"{where}.encrypted_content", token)
+    return id.removeprefix("rs_"), string(f"{where}.encrypted_content", token)
 
 
 def _check_id(where: str, id: Any, response: str) -> None:
@@ -187,12 +188,6 @@ def _check_id(where: str, id: Any, response: str) -> None:
 
 def _foreign(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_encrypted_content")
-
-
-def _string(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise invalid(where, f"{where} must be a string, not {shown(value)}")
-    return value
 
 
 def _content(where: str, content: Any, role: str) -> str | list[dict[str, Any]]:
@@ -211,7 +206,8 @@ def _text(where: str, part: Any, role: str) -> str:
     # What the model said in refusing is in a field of its own.
     key = "refusal" if kind == "refusal" and role == "assistant" else "text"
     if kind in ("input_text", "output_text") or key == "refusal":
-        return _string(f"{where}.{key}", part.get(key))
+        text: str = string(f"{where}.{key}", part.get(key))
+        return text
     taken = "output_text" if role == "assistant" else "input_text"
     raise invalid(
         f"{where}.type", f"{where}.type must be {taken}, not {shown(kind)}: this model takes text only"
