@@ -156,6 +156,8 @@ class ScriptedUpstream:
         self.model = model
         self.healthy = True
         self.requests: list[Recorded] = []
+        self.probes = 0
+        """How often its list of models was asked for."""
         self.running = 0
         self.cancelled = 0
         """Outputs that the other side left before their end."""
@@ -205,6 +207,7 @@ class ScriptedUpstream:
         return web.Response(status=200 if self.healthy else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
+        self.probes += 1
         model = {"id": self.model, "object": "model", "created": 0, "owned_by": "vllm", "max_model_len": 4096}
         return web.json_response({"object": "list", "data": [model]})
 

@@ -39,6 +39,7 @@ from tests.gateway.scripted import (
     Wait,
     chunked,
 )
+from thinkserve.gateway.pool import LOOK_SECONDS
 
 ASK: Any = [{"role": "user", "content": "Hi"}]
 BODY: JSON = {"messages": ASK}
@@ -364,7 +365,7 @@ async def test_an_engine_that_answers_with_an_error_is_passed_over_for_one_that_
 async def test_an_engine_that_is_down_is_a_503_and_serves_again_when_it_is_up(
     start_gateway: StartGateway,
 ) -> None:
-    """Live all the time, ready only while an engine answers."""
+    """Live all the time, ready only while an engine answers, as far as it has looked."""
 
     async def status(path: str) -> int:
         async with running.http.get(running.url + path) as response:
@@ -378,8 +379,10 @@ async def test_an_engine_that_is_down_is_a_503_and_serves_again_when_it_is_up(
         assert (code, body["error"]["code"]) == (503, "engine_unavailable")
         code, body = await running.post({**BODY, "stream": True})
         assert (code, body["error"]["code"]) == (503, "engine_unavailable")
+        await asyncio.sleep(LOOK_SECONDS)
         assert await status("/ready") == 503 and await status("/health") == 200
         await upstream.start()
+        await asyncio.sleep(LOOK_SECONDS)
         assert (await running.post(BODY))[0] == 200 and await status("/ready") == 200
 
 

@@ -498,25 +498,25 @@ async def test_several_calls_are_several_items(start_gateway: StartGateway) -> N
         assert kinds(body) == ["reasoning", "function_call"] and body["parallel_tool_calls"] is False
 
 
-async def test_text_behind_a_call_is_a_message_of_its_own_until_the_end(
+async def test_text_behind_a_call_is_a_message_of_its_own(
     start_gateway: StartGateway, connect: Connect
 ) -> None:
-    """Events cannot go back to an item that is done; the body joins the two."""
+    """In the events as in the body, in the same place."""
     async with ScriptedUpstream(Script(chunked(f"{HEAD}One. {CALL} Two.", 4))) as upstream:
         running = await start_gateway(upstream.url)
         _, body, _ = await ask(running, {"input": "Hi", "tools": [TOOL]})
-        assert kinds(body) == ["reasoning", "message", "function_call"]
-        assert body["output"][1]["content"][0]["text"] == "One.Two."
+        assert kinds(body) == ["reasoning", "message", "function_call", "message"]
+        assert [body["output"][at]["content"][0]["text"] for at in (1, 3)] == ["One.", "\nTwo."]
         stream = await events(running, {"tools": [TOOL]})
         assert alike(stream[-1]["response"]) == alike(body)
         added = [event for event in stream if event["type"] == "response.output_item.added"]
         assert [event["output_index"] for event in added] == [0, 1, 2, 3]
         assert len({event["item"]["id"] for event in added}) == 4
         texts = [event["text"] for event in stream if event["type"] == "response.output_text.done"]
-        assert texts == ["One.", "Two."]
+        assert texts == ["One.", "\nTwo."]
         tools: Any = [TOOL]
         async with connect(running).responses.stream(model="thinker", input="Hi", tools=tools) as official:
-            assert (await official.get_final_response()).output_text == "One.Two."
+            assert (await official.get_final_response()).output_text == "One.\nTwo."
 
 
 @pytest.mark.parametrize("size", range(1, 40, 2))
@@ -526,6 +526,7 @@ async def test_items_are_whole_however_the_output_is_cut(size: int, start_gatewa
     async with ScriptedUpstream(Script(chunked(output, size))) as upstream:
         stream = await events(await start_gateway(upstream.url), {"tools": [TOOL]})
         done = done_items(stream)
+        assert stream[-1]["response"]["output"] == done
         calls = [item for item in done if item["type"] == "function_call"]
         assert [call["arguments"] for call in calls] == ['{"at": "sea"}', '{"at": "sky"}', '{"at": "sea"}']
         added: dict[str, str] = {}
@@ -863,12 +864,14 @@ async def test_a_sealed_thought_goes_with_both_texts_of_its_response(
         stream = await events(running, {"include": [SEALED], "tools": [TOOL]}, **A)
         output = done_items(stream)
         assert [item["type"] for item in output] == ["reasoning", "message", "function_call", "message"]
+        # The response that the last event holds has the same items, in the same places.
+        assert stream[-1]["response"]["output"] == output
         upstream.requests.clear()
         result = result_item(output[2]["call_id"])
         status, body, _ = await ask(running, {"input": [*USER, *output, result], "tools": [TOOL]}, **A)
         assert status == 200, body
         past = upstream.requests[0].body["messages"][1]
-        assert past["content"] == f"{HEAD}One.Two." and len(past["tool_calls"]) == 1
+        assert past["content"] == f"{HEAD}One.\nTwo." and len(past["tool_calls"]) == 1
 
 
 async def test_a_sealed_thought_without_what_followed_it_is_left_out(

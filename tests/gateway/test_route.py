@@ -16,7 +16,7 @@ from thinkserve.gateway.app import Gateway
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys, read_keys
 from thinkserve.gateway.pool import Pool
-from thinkserve.thoughts import get_format
+from thinkserve.thoughts import ThoughtFormat, get_format
 
 ASK: Any = [{"role": "user", "content": "Hi"}]
 BODY: JSON = {"messages": ASK}
@@ -45,6 +45,51 @@ async def test_every_answer_has_the_id_that_the_log_has(
         assert len(set(ids)) == 3
         lines = log.read_text().splitlines()
         assert all(f'"{id}"' in line for id, line in zip(ids, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "asked"),
+    [
+        ("/v1/chat/completions", "response_format", {"response_format": {"type": "json_object"}}),
+        ("/v1/completions", "response_format", {"response_format": {"type": "json_object"}}),
+        ("/v1/responses", "text.format", {"text": {"format": {"type": "json_object"}}}),
+        (
+            "/v1/messages",
+            "output_config.format",
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        ),
+        ("/v1/responses", "reasoning.effort", {"reasoning": {"effort": "none"}}),
+        ("/v1/messages", "thinking.budget_tokens", {"thinking": {"type": "enabled", "budget_tokens": 64}}),
+    ],
+)
+async def test_refusals_name_the_field_as_its_endpoint_does(
+    path: str, field: str, asked: JSON, start_gateway: StartGateway
+) -> None:
+    """What one engine or one format cannot do, in the words of the API that was called."""
+    markers = ThoughtFormat("own", ("<R>",))
+    async with ScriptedUpstream(Script([OUTPUT])) as upstream:
+        running = await start_gateway(upstream.url, format=markers)
+        running.gateway.pool.upstreams[0].structural_tags = False
+        async with running.http.post(running.url + path, json={**PATHS[path], **asked}) as answer:
+            assert answer.status == 400
+            error = (await answer.json())["error"]
+        assert field in error["message"] and error.get("param", field) == field
+
+
+async def test_whoever_asks_whether_it_is_ready_makes_it_look_no_more_often(
+    start_gateway: StartGateway,
+) -> None:
+    """The endpoint is open to all; it must not be a way to keep the engine busy."""
+    async with ScriptedUpstream(Script([OUTPUT])) as upstream:
+        running = await start_gateway(upstream.url)
+        looks = upstream.probes
+
+        async def ready() -> int:
+            async with running.http.get(f"{running.url}/ready") as answer:
+                return answer.status
+
+        assert set(await asyncio.gather(*(ready() for _ in range(50)))) == {200}
+        assert upstream.probes == looks + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

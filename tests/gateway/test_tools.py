@@ -21,6 +21,7 @@ from thinkserve.gateway.tools import (
     LLAMA3_JSON,
     CallDelta,
     CallParser,
+    Part,
     Tool,
     ToolFormat,
     ToolName,
@@ -44,13 +45,16 @@ def one(name: str, arguments: str) -> str:
 
 def deltas(pieces: Iterable[str], tools: Tools = TOOLS) -> tuple[str, list[CallDelta], CallParser]:
     """Feed a parser: the text it showed, the deltas it gave, and itself."""
+    parts, parser = parsed(pieces, tools)
+    shown = "".join(part for part in parts if isinstance(part, str))
+    return shown, [part for part in parts if not isinstance(part, str)], parser
+
+
+def parsed(pieces: Iterable[str], tools: Tools = TOOLS) -> tuple[list[Part], CallParser]:
+    """Feed a parser: all that it gave, and itself."""
     ids = itertools.count()
     parser = CallParser(tools, new_id=lambda: f"id{next(ids)}")
-    shown, given = "", []
-    for result in [*map(parser.feed, pieces), parser.flush()]:
-        shown += result[0]
-        given += result[1]
-    return shown, given, parser
+    return [part for fed in (*map(parser.feed, pieces), parser.flush()) for part in fed], parser
 
 
 def read(pieces: Iterable[str], tools: Tools = TOOLS) -> tuple[str, list[Call]]:
@@ -85,7 +89,7 @@ def read(pieces: Iterable[str], tools: Tools = TOOLS) -> tuple[str, list[Call]]:
         ),
         pytest.param(
             f"a {one('get', '{}')} \n b {one('auto', '{}')}  c ",
-            "abc ",
+            "a\nb\nc ",
             [("get", "{}"), ("auto", "{}")],
             id="text around calls",
         ),
@@ -236,25 +240,44 @@ def test_without_calls_the_text_is_verbatim(parts: list[str]) -> None:
 
 def test_no_beginning_of_a_call_is_shown() -> None:
     parser = CallParser(TOOLS)
-    shown = "".join(parser.feed(character)[0] for character in "Hi.\n" + one("get", '{"a": 1}'))
-    assert shown == "Hi."
+    fed = [part for character in "Hi.\n" + one("get", '{"a": 1}') for part in parser.feed(character)]
+    assert "".join(part for part in fed if isinstance(part, str)) == "Hi."
 
 
 def test_arguments_stream_as_they_come() -> None:
-    parser = CallParser(TOOLS)
+    parser = CallParser(TOOLS, lambda: "id")
     pieces = ['<tool_call>\n{"name": "get", "arg', 'uments": {"a": "b', 'c"', "}}\n</tool_call>"]
-    fed = [parser.feed(piece)[1] for piece in pieces]
-    assert fed[0] == []
-    assert [delta.name for delta in fed[1]] == ["get", None]
-    assert [[delta.arguments for delta in some] for some in fed[1:]] == [["", '{"a": "b'], ['c"'], ["}"]]
+    fed = [parser.feed(piece) for piece in pieces]
+    begun = [CallDelta(0, "id", "get", ""), CallDelta(0, None, None, '{"a": "b')]
+    assert fed == [[], begun, [CallDelta(0, None, None, 'c"')], [CallDelta(0, None, None, "}")]]
 
 
 def test_a_call_in_another_form_comes_whole() -> None:
     pieces = ['<tool_call>{"name": "get", ', '"arguments": {"a"', ": 1}", "}", "</tool_call>"]
-    parser = CallParser(TOOLS)
-    fed = [parser.feed(piece)[1] for piece in pieces]
-    assert [len(some) for some in fed] == [0, 0, 0, 1, 0]
-    assert (fed[3][0].name, fed[3][0].arguments) == ("get", '{"a": 1}')
+    parser = CallParser(TOOLS, lambda: "id")
+    fed = [parser.feed(piece) for piece in pieces]
+    assert fed == [[], [], [], [CallDelta(0, "id", "get", '{"a": 1}')], []]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("between", ["", "\n\n"])
+def test_text_and_calls_come_in_the_order_of_the_response(between: str, size: int) -> None:
+    """With a line end between two texts on the sides of a call, and none where there is but one."""
+    call = between + one("get", "{}") + between
+    for response, order in {
+        f"a{call}b": ["a", "call", "\nb"],
+        f"{call}b": ["call", "b"],
+        f"a{call}": ["a", "call"],
+        f"a{call}{call}b{call}c": ["a", "call", "call", "\nb", "call", "\nc"],
+    }.items():
+        parts, _ = parsed(response[at : at + size] for at in range(0, len(response), size))
+        seen: list[str] = []
+        for part in parts:
+            if isinstance(part, str) and seen and seen[-1] != "call":
+                seen[-1] += part
+            elif isinstance(part, str) or part.id is not None:
+                seen.append(part if isinstance(part, str) else "call")
+        assert seen == order
 
 
 @pytest.mark.parametrize(
@@ -276,7 +299,7 @@ def test_a_call_that_streams_stays_where_it_breaks_off(response: str, arguments:
 def test_calls_behind_the_first_are_dropped_where_one_is_allowed(second: str) -> None:
     tools = Tools(TOOLS.tools, parallel=False)
     response = f"a {one('get', '{}')}{second} b"
-    assert read([response], tools) == read(response, tools) == ("ab", [("get", "{}")])
+    assert read([response], tools) == read(response, tools) == ("a\nb", [("get", "{}")])
 
 
 def test_only_the_tool_that_is_named_may_be_called() -> None:
@@ -291,7 +314,8 @@ def test_ids_are_like_openais_and_all_different() -> None:
     ids = {new_call_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(re.fullmatch(r"call_[0-9a-f]{24}", id) for id in ids)
-    assert CallParser(TOOLS).feed(one("get", "{}"))[1][0].id not in ids
+    [first, *_] = CallParser(TOOLS).feed(one("get", "{}"))
+    assert isinstance(first, CallDelta) and first.id not in ids
 
 
 def test_reading_takes_time_in_proportion_to_the_response() -> None:
@@ -347,7 +371,7 @@ def test_a_format_of_a_users_own_is_read_from_a_file(tmp_path: Path, name: str, 
     assert format == ToolFormat(str(path), "[CALL] ", "[/CALL]", "tool", "args")
     response = format.call("get", '{"a": 1}')
     assert response == '[CALL] {"tool": "get", "args": {"a": 1}}[/CALL]'
-    assert read(f"x {response} y", Tools(TOOLS.tools, format=format)) == ("xy", [("get", '{"a": 1}')])
+    assert read(f"x {response} y", Tools(TOOLS.tools, format=format)) == ("x\ny", [("get", '{"a": 1}')])
 
 
 def test_the_built_in_formats_have_names() -> None:

@@ -253,7 +253,7 @@ class Gateway:
     async def _ready(self, http: web.Request, record: AccessRecord) -> web.Response:
         if self.draining:
             return _json({"status": "draining"}, 503)
-        ready = await self.pool.probe()
+        ready = await self.pool.answers()
         return _json({"status": "ready" if ready else "the engine does not answer"}, 200 if ready else 503)
 
     async def _metrics(self, http: web.Request, record: AccessRecord) -> web.Response:

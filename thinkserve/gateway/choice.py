@@ -19,7 +19,7 @@ from thinkserve.gateway.echo import EchoGuard, echo_share
 from thinkserve.gateway.errors import FormatBroken
 from thinkserve.gateway.stops import StopMatcher
 from thinkserve.gateway.tokens import TokenTexts, trimmed
-from thinkserve.gateway.tools import CallDelta, CallParser, Tools
+from thinkserve.gateway.tools import CallParser, Part, Tools
 from thinkserve.gateway.wire import TokenLogprob
 from thinkserve.thoughts import Piece, ThoughtFormat, ThoughtSplitter
 
@@ -38,12 +38,13 @@ class Bounds:
 class Visible(NamedTuple):
     """What the client gets next: a stretch of the response, with the logprobs of its tokens if they were asked for.
 
-    What of the response is tool calls comes as such, behind the text.
+    From its first tool call on the response comes in parts.
     """
 
     text: str
     logprobs: Sequence[TokenLogprob] = ()
-    calls: Sequence[CallDelta] = ()
+    behind: Sequence[Part] = ()
+    """What follows the text: tool calls, and the text behind them."""
 
 
 @dataclass(slots=True)
@@ -205,17 +206,19 @@ class Choice:
         text, logprobs, _ = visible or Visible("")
         if self._response is not None:
             self._response.append(text)
-        calls: list[CallDelta] = []
+        parts: list[Part] = [text]
         if self._calls is not None:
-            text, calls = self._calls.feed(text)
+            parts = self._calls.feed(text)
             if over:
-                last_text, last_calls = self._calls.flush()
-                text, calls = text + last_text, [*calls, *last_calls]
-        if self._echo is not None:  # not in the arguments of calls: they would be no JSON any more
-            text = self._echo.feed(text)
+                parts += self._calls.flush()
+        echo = self._echo
+        if echo is not None:  # not in the arguments of calls: they would be no JSON any more
+            parts = [echo.feed(part) if isinstance(part, str) else part for part in parts]
             if over:
-                text += self._echo.flush()
-        return Visible(text, logprobs, calls) if text or calls else None
+                parts.append(echo.flush())
+        first = next((at for at, part in enumerate(parts) if not isinstance(part, str)), len(parts))
+        text, behind = "".join(map(str, parts[:first])), [part for part in parts[first:] if part]
+        return Visible(text, logprobs, behind) if text or behind else None
 
     def _feed(
         self, text: str, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None

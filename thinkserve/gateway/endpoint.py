@@ -24,21 +24,41 @@ class Call:
 
 
 @dataclass(slots=True)
+class Text:
+    """A stretch of text of a whole answer, up to its end or the next call."""
+
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass(slots=True)
 class Answer:
     """What one choice adds up to."""
 
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    parts: list[Text | Call] = field(default_factory=list)
+    """In their order; no two texts side by side."""
     thoughts: list[str] = field(default_factory=list)
     """For operators who asked for them; empty for everybody else."""
-    calls: list[Call] = field(default_factory=list)
     choice: Choice | None = None
     """Its final state: finish reason and counts."""
 
     @property
     def text(self) -> str:
-        """The response."""
-        return "".join(self.texts)
+        """The response, less its calls."""
+        return "".join(str(part) for part in self.parts if isinstance(part, Text))
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls in the response."""
+        return [part for part in self.parts if isinstance(part, Call)]
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Those of the text, where they were asked for."""
+        return [entry for part in self.parts if isinstance(part, Text) for entry in part.logprobs]
 
     @property
     def thought(self) -> str:
@@ -48,16 +68,30 @@ class Answer:
     def add(self, visible: Visible) -> None:
         """Take a visible stretch."""
         if visible.text:
-            self.texts.append(visible.text)
-            self.logprobs += visible.logprobs
-        for delta in visible.calls:
-            self.add_call(delta)
+            self.add_text(visible.text, visible.logprobs)
+        for part in visible.behind:
+            if isinstance(part, str):
+                self.add_text(part)
+            else:
+                self.add_call(part)
 
-    def add_call(self, delta: CallDelta) -> None:
-        """Take a part of a tool call."""
+    def add_text(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Text:
+        """Take more text, and return the stretch that it belongs to."""
+        last = self.parts[-1] if self.parts else None
+        if not isinstance(last, Text):
+            self.parts.append(last := Text())
+        last.pieces.append(text)
+        last.logprobs += logprobs
+        return last
+
+    def add_call(self, delta: CallDelta) -> Call:
+        """Take a part of a tool call, and return what there is of the call."""
         if delta.id is not None:
-            self.calls.append(Call(delta.id, delta.name or "", ""))
-        self.calls[delta.index].arguments += delta.arguments
+            self.parts.append(Call(delta.id, delta.name or "", ""))
+        call = self.parts[-1]
+        assert isinstance(call, Call), "the deltas of a call come with no text between"
+        call.arguments += delta.arguments
+        return call
 
 
 Seal = Callable[[str, str], str | None]

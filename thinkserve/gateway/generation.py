@@ -328,7 +328,7 @@ class _Pump:
         thought = self._choice.take_thought() if job.reveal else ""
         if thought:
             sink.reveal(self._index, thought)
-        if visible is None or not (visible.text or visible.calls):
+        if visible is None or not (visible.text or visible.behind):
             return bool(thought)
         if self._index not in job.shown:
             job.shown[self._index] = time.monotonic()

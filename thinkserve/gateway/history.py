@@ -12,7 +12,6 @@ from typing import Any
 
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import string
-from thinkserve.gateway.request import no_user_message
 from thinkserve.gateway.tools import Tools, past_calls, past_result, tool_prompt
 from thinkserve.gateway.wire import MAX_DEPTH, nested_within
 from thinkserve.thoughts import ThoughtFormat, strip_thoughts
@@ -47,6 +46,7 @@ class Rules:
         write_tools: the chat template knows no tools, so they are written as text here.
         thoughts: past thoughts that the client brought back sealed, by the index of their message.
         most: how many messages are taken.
+        name: what the endpoint calls them.
     """
 
     format: ThoughtFormat
@@ -56,6 +56,7 @@ class Rules:
     write_tools: bool = False
     thoughts: Mapping[int, str] | None = None
     most: int = 2048
+    name: str = "messages"
 
 
 def upstream_messages(messages: list[Any], rules: Rules) -> list[dict[str, Any]]:
@@ -69,21 +70,24 @@ def upstream_messages(messages: list[Any], rules: Rules) -> list[dict[str, Any]]
         ApiError: 400, naming the message and what is wrong with it.
     """
     if len(messages) > rules.most:
-        raise invalid("messages", f"messages holds {len(messages)} messages, {rules.most} are taken")
-    written = [_message(f"messages[{at}]", message, rules) for at, message in enumerate(messages)]
+        raise invalid(rules.name, f"{rules.name} holds {len(messages)} messages, {rules.most} are taken")
+    written = [_message(f"{rules.name}[{at}]", message, rules) for at, message in enumerate(messages)]
     for at, thought in (rules.thoughts or {}).items():
         written[at]["content"] = _with_thought(thought, written[at]["content"], rules.format)
     if not rules.direct and rules.format.prompt is not None:
-        _ask_to_think(written, rules.format)
+        _ask_to_think(written, rules)
     return _with_tools_as_text(written, rules) if rules.write_tools else written
 
 
-def _ask_to_think(written: list[dict[str, Any]], format: ThoughtFormat) -> None:
+def _ask_to_think(written: list[dict[str, Any]], rules: Rules) -> None:
     for message in reversed(written):
         if message["role"] == "user":
-            message["content"] = _asked_to_think(message["content"], format)
+            message["content"] = _asked_to_think(message["content"], rules.format)
             return
-    raise no_user_message("messages")
+    raise invalid(
+        rules.name,
+        f"{rules.name} must hold a user message with text: the thought prompt goes round the last one",
+    )
 
 
 def _with_tools_as_text(written: list[dict[str, Any]], rules: Rules) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from thinkserve.gateway.keys import Caller
 from thinkserve.gateway.limits import Limits
 from thinkserve.gateway.metrics import Metrics
 from thinkserve.gateway.pool import Pool, conversation_key
-from thinkserve.gateway.request import Request, no_direct_answer
+from thinkserve.gateway.request import Request
 from thinkserve.gateway.sealing import Sealer
 from thinkserve.gateway.thought_log import ThoughtLog
 from thinkserve.gateway.tokens import TokenTexts
@@ -83,6 +83,7 @@ def make_job(
         write_tools=config.write_tools,
         thoughts=_opened(request, caller, services),
         most=config.max_messages,
+        name=request.names.messages,
     )
     messages = tuple(upstream_messages(messages, rules) for messages in request.conversations)
     return Job(
@@ -105,36 +106,46 @@ def make_job(
 
 def _check_thought(request: Request, config: GatewayConfig) -> None:
     """Refuse less of a thought than the format can do with."""
-    format = config.format
+    format, names = config.format, request.names
     if format.allows_direct:
         return
     if request.effort == "none":
-        raise no_direct_answer("reasoning_effort", format)
+        raise invalid(
+            names.effort,
+            f"{names.effort} none is not offered: in the thought format {format.name!r} a model that thinks all the same "
+            "could not be told apart; ask minimal, or the operator to set direct in the format",
+        )
     if request.thought_tokens is not None and request.thought_tokens < LEAST_THOUGHT:
         raise invalid(
-            "thinking_token_budget",
-            f"a bound on the thought must be {LEAST_THOUGHT} tokens or more here, not {request.thought_tokens}: in the "
+            names.thought_tokens,
+            f"{names.thought_tokens} must be {LEAST_THOUGHT} tokens or more here, not {request.thought_tokens}: in the "
             f"thought format {format.name!r} a model that thinks all the same could not be told apart",
         )
 
 
 def _check_response(request: Request, services: Services) -> None:
     """Refuse what the response cannot be, or not with these engines."""
+    names = request.names
     if request.constraint is not None:
-        _check_size("response_format", request.constraint.value)
+        _check_size(names.constraint, request.constraint.value)
     if request.tools is not None:
         _check_size("tools", [tool.parameters for tool in request.tools.tools])
     if request.bound and not services.pool.structural_tags:
+        name = names.constraint if request.constraint is not None else "tool_choice"
         raise invalid(
-            "response_format" if request.constraint is not None else "tool_choice",
-            "response_format, structured_outputs and tool_choice other than auto are refused: the engine behind this "
-            "server cannot bind the response and leave the thought free; ask in the prompt, or serve the model on vLLM",
+            name,
+            f"{name} is refused: the engine behind this server cannot bind the response and leave the thought free; ask "
+            "in the prompt, or serve the model on vLLM",
             code="unsupported_field",
         )
     if request.logprobs and request.tools is not None:
-        raise invalid("logprobs", "logprobs are not given beside tools: what is a call has no place in them")
+        raise invalid(
+            names.logprobs, "logprobs are not given beside tools: what is a call has no place in them"
+        )
     if request.logprobs and services.config.echo_guard == "redact":
-        raise invalid("logprobs", "logprobs are refused: the operator lets repeated thoughts be taken out")
+        raise invalid(
+            names.logprobs, "logprobs are refused: the operator lets repeated thoughts be taken out"
+        )
 
 
 def _better_bound(request: Request, config: GatewayConfig) -> bool:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # English text has about four bytes a token; an estimate is all that is needed.
 BYTES_PER_TOKEN = 4
+LOOK_SECONDS = 1.0
 # What an output takes until the first have ended, and how much each of them moves the running mean.
 FIRST_MEAN = 512.0
 MEAN_STEP = 0.05
@@ -101,6 +102,8 @@ class Pool:
         self._past: defaultdict[Upstream, _Past] = defaultdict(_Past)
         self._mean = FIRST_MEAN
         self._watchers: list[asyncio.Task[None]] = []
+        self._look: asyncio.Task[bool] | None = None
+        self._looked_at = 0.0
 
     async def open(self) -> None:
         """Look once at each upstream, and keep looking."""
@@ -109,9 +112,10 @@ class Pool:
 
     async def close(self) -> None:
         """Stop looking, and close all connections."""
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        tasks = [*self._watchers, *([] if self._look is None else [self._look])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for upstream in self.upstreams:
             upstream.close()
 
@@ -119,6 +123,13 @@ class Pool:
         """Look at every upstream now; return whether any answers."""
         timeout = self._health.check_timeout
         return any(await asyncio.gather(*(upstream.probe(timeout) for upstream in self.upstreams)))
+
+    async def answers(self) -> bool:
+        """Whether any upstream answers, as it was `LOOK_SECONDS` ago at most: those who ask cause no more looks."""
+        now = time.monotonic()
+        if self._look is None or (self._look.done() and now - self._looked_at >= LOOK_SECONDS):
+            self._look, self._looked_at = asyncio.create_task(self.probe()), now
+        return await asyncio.shield(self._look)
 
     def expect(self, prompt_bytes: int, most_tokens: int | None = None, outputs: int = 1) -> int:
         """How many tokens outputs will take together with their prompt, as far as can be told before.

@@ -8,9 +8,19 @@ from typing import Any
 from thinkserve.gateway.constraints import Constraint, is_bound
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.tools import Tools
-from thinkserve.thoughts import ThoughtFormat
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """What an endpoint calls the fields that a request may be refused for, once it is read."""
+
+    messages: str = "messages"
+    effort: str = "reasoning_effort"
+    thought_tokens: str = "thinking_token_budget"
+    constraint: str = "response_format"
+    logprobs: str = "logprobs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +57,7 @@ class Request:
     what names the response, and the sealed thought."""
     echo: tuple[str, ...] = ()
     """What the client wants repeated before its responses: one text for each conversation, or none."""
+    names: Names = Names()
 
     @property
     def bound(self) -> bool:
@@ -75,27 +86,6 @@ class Request:
                 param="model",
                 code="model_not_found",
             )
-
-
-def no_direct_answer(name: str, format: ThoughtFormat) -> ApiError:
-    """What who asks for a response without a thought is told, where the format does not offer it.
-
-    Args:
-        name: the field in which it was asked for.
-        format: the thought format.
-    """
-    return invalid(
-        name,
-        f"{name} none is not offered: in the thought format {format.name!r} a model that thinks all the same could not be "
-        "told apart; ask minimal, or the operator to set direct in the format",
-    )
-
-
-def no_user_message(name: str) -> ApiError:
-    """What is told where there is nothing that the thought prompt could go round; `name`: the field of the messages."""
-    return invalid(
-        name, f"{name} must hold a user message with text: the thought prompt goes round the last one"
-    )
 
 
 def check_choices(name: str, choices: int, most: int) -> None:

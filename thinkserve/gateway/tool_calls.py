@@ -11,7 +11,7 @@ it costs:
   inside it.
 - Once arguments have begun to stream the call cannot be taken back: if the output ends or breaks off inside them, they
   stay as far as they came, as they do where the output is cut by a bound.
-- White space next to a call belongs to the call and is not shown.
+- White space next to a call belongs to the call and is not shown, but for a line end between the texts on its sides.
 - Where one call at most is allowed, those behind the first are dropped: a client that asked for one must not see two.
 """
 
@@ -40,6 +40,10 @@ class CallDelta:
     name: str | None
     arguments: str
     """JSON text, to be put behind what came before."""
+
+
+Part = str | CallDelta
+"""What a response is made of, in its order: text, and calls, whose deltas come with no text between."""
 
 
 def new_call_id() -> str:
@@ -83,20 +87,21 @@ class CallParser:
         self._scanner = JsonEnd()
         self._scanned = 0  # characters of `_held`
         self._dropped = False  # the call that streams is one too many
-        self._text: list[str] = []
-        self._deltas: list[CallDelta] = []
+        self._shown = False  # whether any text was
+        self._parted = False  # whether a call was since
+        self._parts: list[Part] = []
         self.calls = 0
         """How many calls have begun."""
 
-    def feed(self, text: str) -> tuple[str, list[CallDelta]]:
-        """Take the next text of the response; return what of it is text, and what it adds to calls."""
+    def feed(self, text: str) -> list[Part]:
+        """Take the next text of the response; return what is known by now, in its order."""
         return self._advance(text, final=False)
 
-    def flush(self) -> tuple[str, list[CallDelta]]:
+    def flush(self) -> list[Part]:
         """The response has ended: return what was held back."""
         return self._advance("", final=True)
 
-    def _advance(self, text: str, *, final: bool) -> tuple[str, list[CallDelta]]:
+    def _advance(self, text: str, *, final: bool) -> list[Part]:
         self._held += text
         steps = {
             _Place.TEXT: self._read_text,
@@ -107,9 +112,13 @@ class CallParser:
         }
         while steps[self._place](final):
             pass
-        shown, deltas = "".join(self._text), self._deltas
-        self._text, self._deltas = [], []
-        return shown, deltas
+        parts, self._parts = self._parts, []
+        return parts
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._parts.append("\n" + text if self._parted and self._shown else text)
+            self._shown, self._parted = True, False
 
     # Each step takes what it can of the held text, and returns whether another one goes on with the rest.
 
@@ -128,13 +137,13 @@ class CallParser:
         if self._may_begin and (at := held.find(self._marker)) >= 0:
             end = len(held[:at].rstrip())
             behind = at + len(self._marker)
-            self._text.append(held[:end])
+            self._show(held[:end])
             self._begin_call(held[end:behind], held[behind:])
             return True
         end = len(held)
         if self._may_begin and not final:
             end = len(held[: end - _begun(self._marker, held)].rstrip())
-        self._text.append(held[:end])
+        self._show(held[:end])
         self._held = held[end:]
         return False
 
@@ -174,7 +183,7 @@ class CallParser:
         if call is None:
             return self._no_call(end)
         if self._take_call():
-            self._deltas.append(CallDelta(self.calls - 1, self._new_id(), *call))
+            self._parts.append(CallDelta(self.calls - 1, self._new_id(), *call))
         self._held, self._place = held[end:], _Place.END
         return True
 
@@ -200,13 +209,13 @@ class CallParser:
 
     def _no_call(self, end: int) -> bool:
         """It began like a call: it is text as far as it was read."""
-        self._text += (self._lead, self._held[:end])
+        self._show(self._lead + self._held[:end])
         self._held, self._place = self._held[end:], _Place.TEXT
         return True
 
     def _stream(self, name: str, arguments: str) -> None:
         if self._take_call():
-            self._deltas.append(CallDelta(self.calls - 1, self._new_id(), name, ""))
+            self._parts.append(CallDelta(self.calls - 1, self._new_id(), name, ""))
         self._held, self._place, self._scanner = arguments, _Place.ARGUMENTS, JsonEnd()
 
     def _read_arguments(self, final: bool) -> bool:
@@ -214,7 +223,7 @@ class CallParser:
         end = self._scanner.scan(held)
         arguments = held[:end]
         if arguments and not self._dropped:
-            self._deltas.append(CallDelta(self.calls - 1, None, None, arguments))
+            self._parts.append(CallDelta(self.calls - 1, None, None, arguments))
         self._held = held[len(arguments) :]
         if end is None:
             return False
@@ -238,6 +247,7 @@ class CallParser:
                 return False
             held = ""  # an end marker that is cut off
         self._held, self._place, self._behind_call = held, _Place.TEXT, True
+        self._parted = True
         return True
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinkserve.gateway.errors import invalid
-from thinkserve.gateway.tool_calls import CallDelta, CallParser
+from thinkserve.gateway.tool_calls import CallDelta, CallParser, Part
 from thinkserve.gateway.tool_formats import HERMES, LLAMA3_JSON, ToolFormat, get_tool_format
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "LLAMA3_JSON",
     "CallDelta",
     "CallParser",
+    "Part",
     "Tool",
     "ToolFormat",
     "ToolName",

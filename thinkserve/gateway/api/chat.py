@@ -29,7 +29,7 @@ from thinkserve.gateway.fields import (
 )
 from thinkserve.gateway.request import Request, check_choices
 from thinkserve.gateway.tool_fields import read_tools, tool_choice
-from thinkserve.gateway.tools import CallDelta
+from thinkserve.gateway.tools import CallDelta, Part
 from thinkserve.gateway.wire import TokenLogprob, Usage, encode
 
 FIELDS: Fields = {
@@ -126,12 +126,20 @@ class ChatWriter(CompletionWriter):
         return b"".join(self._delta(index, roles) for index in range(self._head.request.choices))
 
     def text(self, index: int, visible: Visible) -> bytes:
-        calls = b"".join(self._delta(index, {"tool_calls": [_call_delta(delta)]}) for delta in visible.calls)
-        if not visible.text:
-            return calls
-        if self._logprobs:
-            return self._delta(index, {"content": visible.text}, visible.logprobs) + calls
-        return self._before[index] + encode(visible.text) + b"}" + self._after + calls
+        if self._logprobs:  # there are no tools then
+            return self._delta(index, {"content": visible.text}, visible.logprobs)
+        text = self._content(index, visible.text) if visible.text else b""
+        if not visible.behind:
+            return text
+        return text + b"".join(self._part(index, part) for part in visible.behind)
+
+    def _content(self, index: int, text: str) -> bytes:
+        return self._before[index] + encode(text) + b"}" + self._after
+
+    def _part(self, index: int, part: Part) -> bytes:
+        if isinstance(part, str):
+            return self._content(index, part)
+        return self._delta(index, {"tool_calls": [_call_delta(part)]})
 
     def thought(self, index: int, text: str) -> bytes:
         return self._delta(index, {"reasoning_content": text})
@@ -163,13 +171,14 @@ class ChatWriter(CompletionWriter):
         choice = answer.choice
         assert choice is not None
         # As at OpenAI, an answer that is nothing but calls has no content.
+        text, calls = answer.text, answer.calls
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": answer.text if answer.text or not answer.calls else None,
+            "content": text if text or not calls else None,
             "refusal": None,
         }
-        if answer.calls:
-            message["tool_calls"] = [call_json(call) for call in answer.calls]
+        if calls:
+            message["tool_calls"] = list(map(call_json, calls))
         if self._head.reveal:
             message["reasoning_content"] = answer.thought
         return {

@@ -31,7 +31,7 @@ from thinkserve.gateway.fields import (
     integer,
     read_fields,
 )
-from thinkserve.gateway.request import Request, check_choices
+from thinkserve.gateway.request import Names, Request, check_choices
 from thinkserve.gateway.wire import TokenLogprob, Usage, encode
 
 
@@ -80,6 +80,9 @@ FIELDS: Fields = {
 }
 
 
+NAMES = Names(messages="prompt")
+
+
 class Completions:
     """The endpoint; keeps the `Endpoint` protocol."""
 
@@ -114,6 +117,7 @@ class Completions:
             logprobs="logprobs" in given,
             top_logprobs=given.get("logprobs", 0),
             echo=asked if given.get("echo") else (),
+            names=NAMES,
         )
 
     def writer(self, head: Head) -> CompletionsWriter:

@@ -16,9 +16,13 @@ from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Head
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import read_fields
-from thinkserve.gateway.request import Request, no_user_message
+from thinkserve.gateway.request import Names, Request
 from thinkserve.gateway.tools import Tool, ToolName, Tools
 from thinkserve.gateway.wire import encode
+
+NAMES = Names(
+    effort="output_config.effort", thought_tokens="thinking.budget_tokens", constraint="output_config.format"
+)
 
 
 class Messages:
@@ -52,7 +56,6 @@ class Messages:
             # Many clients send this whatever they talk to. A format in which a model that thinks all the same could not
             # be told apart hides a thought, and the next best to none is a short one.
             effort = "none" if self._config.format.allows_direct else "minimal"
-        self._check_user_message(effort, given["messages"])
         system = given.get("system")
         before = [{"role": "system", "content": system}] if system else []
         return Request(
@@ -68,13 +71,8 @@ class Messages:
             tools=self._tools(given.get("tools", ()), given.get("tool_choice")),
             sampling=values.passed,
             extra=values.allowed,
+            names=NAMES,
         )
-
-    def _check_user_message(self, effort: str | None, messages: list[dict[str, Any]]) -> None:
-        """Refuse in the words of this API what there is no place for the thought prompt in."""
-        asks_to_think = effort != "none" and self._config.format.prompt is not None
-        if asks_to_think and all(message["role"] != "user" for message in messages):
-            raise no_user_message("messages")
 
     def _tools(self, tools: tuple[Tool, ...], choice: Chosen | None) -> Tools | None:
         asked, parallel = Chosen() if choice is None else choice

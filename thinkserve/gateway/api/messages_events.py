@@ -6,7 +6,6 @@ input is an object, and one that was cut off is no call, streamed or not.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 from thinkserve.gateway.choice import Choice, Visible
 from thinkserve.gateway.endpoint import Answer, Call, Head
 from thinkserve.gateway.errors import ApiError
+from thinkserve.gateway.tools import CallDelta
 from thinkserve.gateway.wire import Usage, encode, event
 
 _TYPES = {
@@ -94,23 +94,25 @@ class MessagesWriter:
         return b""
 
     def text(self, index: int, visible: Visible) -> bytes:
-        deltas = deque(visible.calls)
-        # More of the call that is coming was before the text.
-        while self._call is not None and deltas and deltas[0].id is None:
-            self._call.arguments += deltas.popleft().arguments
-        out = []
-        if visible.text:
-            out.append(self._end_call())
-            if self._open != "text":
-                out.append(self._begin_block({"type": "text", "text": ""}))
-            out.append(self._before + encode(visible.text) + b"}}\n\n")
-        for delta in deltas:
-            if delta.id is not None:
-                out.append(self._end_call())
-                self._call = Call(delta.id, delta.name or "", "")
-            assert self._call is not None
-            self._call.arguments += delta.arguments
-        return b"".join(out)
+        out = self._text(visible.text) if visible.text else b""
+        for part in visible.behind:
+            out += self._text(part) if isinstance(part, str) else self._call_delta(part)
+        return out
+
+    def _text(self, text: str) -> bytes:
+        out = self._end_call()
+        if self._open != "text":
+            out += self._begin_block({"type": "text", "text": ""})
+        return out + self._before + encode(text) + b"}}\n\n"
+
+    def _call_delta(self, delta: CallDelta) -> bytes:
+        out = b""
+        if delta.id is not None:
+            out = self._end_call()
+            self._call = Call(delta.id, delta.name or "", "")
+        assert self._call is not None
+        self._call.arguments += delta.arguments
+        return out
 
     def thought(self, index: int, text: str) -> bytes:
         begun = b""
@@ -168,14 +170,17 @@ class MessagesWriter:
         content: list[dict[str, Any]] = []
         if self._head.reveal and answer.thought:
             content.append({"type": "thinking", "thinking": answer.thought, "signature": ""})
-        if answer.text:
-            content.append({"type": "text", "text": answer.text})
-        calls = [
-            {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
-            for call in answer.calls
-            if (given := _read_input(call)) is not None
-        ]
-        return self._message([*content, *calls], _ended(answer.choice, len(calls)), _usage(usage))
+        calls = 0
+        for part in answer.parts:
+            if isinstance(part, Call):
+                if (given := _read_input(part)) is not None:
+                    content.append({"type": "tool_use", "id": part.id, "name": part.name, "input": given})
+                    calls += 1
+            elif content and content[-1]["type"] == "text":  # what was between was no call
+                content[-1]["text"] += str(part)
+            else:
+                content.append({"type": "text", "text": str(part)})
+        return self._message(content, _ended(answer.choice, calls), _usage(usage))
 
     def _message(
         self, content: list[dict[str, Any]], ended: dict[str, Any], usage: dict[str, Any]

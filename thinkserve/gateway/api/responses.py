@@ -19,10 +19,11 @@ from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.endpoint import Head
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import read_fields
-from thinkserve.gateway.request import no_direct_answer, no_user_message
+from thinkserve.gateway.request import Names
 from thinkserve.gateway.tool_fields import read_tools
 from thinkserve.gateway.tools import Tools
 
+NAMES = Names(messages="input", effort="reasoning.effort", constraint="text.format", logprobs="include")
 # What an answer says back of a tool.
 _TOOL_KEYS = ("type", "name", "description", "parameters")
 
@@ -46,16 +47,11 @@ class Responses:
         given, sampling = values.rewritten, values.passed
         effort = given.get("reasoning")
         conversation = read_input(given.get("input"), given.get("instructions"), config.max_messages)
-        self._check_thought(effort, conversation.messages)
         included = given.get("include", frozenset())
         tools = self._tools(given)
         logprobs = LOGPROBS in included
         if given.get("top_logprobs") and not logprobs:
             raise invalid("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
-        if logprobs and tools is not None:
-            raise invalid(
-                "include", f"{LOGPROBS} is not given beside tools: what is a call has no place in it"
-            )
         return ResponsesRequest(
             conversations=(conversation.messages,),
             sealed=conversation.sealed,
@@ -75,16 +71,8 @@ class Responses:
             seed=sampling.pop("seed", None),
             sampling=sampling,
             extra=values.allowed,
+            names=NAMES,
         )
-
-    def _check_thought(self, effort: str | None, messages: list[dict[str, Any]]) -> None:
-        """Refuse what the model cannot be asked, in the words of this API."""
-        format = self._config.format
-        if effort == "none":
-            if not format.allows_direct:
-                raise no_direct_answer("reasoning.effort", format)
-        elif format.prompt is not None and all(message["role"] != "user" for message in messages):
-            raise no_user_message("input")
 
     def _tools(self, given: Mapping[str, Any]) -> Tools | None:
         """The tools, which have the form of chat completions less a level."""

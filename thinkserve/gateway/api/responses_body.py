@@ -11,7 +11,7 @@ from typing import Any
 
 from thinkserve.gateway.api.responses_input import ResponsesRequest
 from thinkserve.gateway.choice import Choice
-from thinkserve.gateway.endpoint import Answer, Call, Head
+from thinkserve.gateway.endpoint import Answer, Call, Head, Text
 from thinkserve.gateway.wire import Logprob, TokenLogprob, Usage
 
 Item = dict[str, Any]
@@ -31,7 +31,10 @@ class ResponseBody:
         self.thinks = request.effort != "none"
         """Whether there is a reasoning item, the first."""
         self.reasoning_id = f"rs_{self._name}"
-        self.message_id = f"msg_{self._name}"
+
+    def message_id(self, at: int) -> str:
+        """The id of a message; nearly all responses have one at most."""
+        return f"msg_{self._name}_{at}" if at else f"msg_{self._name}"
 
     def call_id(self, at: int) -> str:
         """The id of the item of a call (the call itself has another)."""
@@ -81,9 +84,14 @@ class ResponseBody:
     def items(self, answer: Answer, sealed: str | None, status: str) -> list[Item]:
         """The items of an answer; the last has the status of the whole."""
         items = [self.reasoning_item(answer, sealed)] if self.thinks else []
-        if has_message(answer):
-            items.append(message_item(self.message_id, answer.text, answer.logprobs))
-        items += (call_item(self.call_id(at), call) for at, call in enumerate(answer.calls))
+        texts, calls = 0, 0
+        for part in answer.parts or ([Text()] if is_empty(answer) else []):
+            if isinstance(part, Call):
+                items.append(call_item(self.call_id(calls), part))
+                calls += 1
+            else:
+                items.append(message_item(self.message_id(texts), part))
+                texts += 1
         if items and "status" in items[-1]:
             items[-1]["status"] = status
         return items
@@ -103,26 +111,24 @@ def status_of(choice: Choice) -> str:
     return "incomplete" if choice.finish_reason in _INCOMPLETE else "completed"
 
 
-def has_message(answer: Answer) -> bool:
-    """Whether there is a message: a text, or an empty one where the response is complete and nothing else."""
-    if answer.text or answer.choice is None:
-        return bool(answer.text)
-    return not answer.calls and status_of(answer.choice) == "completed"
+def is_empty(answer: Answer) -> bool:
+    """Whether the response is complete and nothing: there is an empty message then."""
+    return not answer.parts and answer.choice is not None and status_of(answer.choice) == "completed"
 
 
-def message_item(id: str, text: str, logprobs: list[TokenLogprob]) -> Item:
+def message_item(id: str, text: Text) -> Item:
     """The item of a text."""
-    part = text_part(text, logprobs)
+    part = text_part(text)
     return {"id": id, "type": "message", "status": "completed", "role": "assistant", "content": [part]}
 
 
-def text_part(text: str, logprobs: list[TokenLogprob]) -> Item:
+def text_part(text: Text) -> Item:
     """The one part of a message."""
     return {
         "type": "output_text",
-        "text": text,
+        "text": str(text),
         "annotations": [],
-        "logprobs": logprobs_json(logprobs),
+        "logprobs": logprobs_json(text.logprobs),
     }
 
 

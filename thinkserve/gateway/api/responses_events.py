@@ -1,7 +1,7 @@
 """The answers of `/v1/responses`: a body, or numbered events that build the same body up.
 
 In a stream one output item is open at a time: the reasoning item while the model thinks, then what is shown. Text behind
-a call opens another message; the body at the end of the stream joins the two.
+a call is a message of its own.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from thinkserve.gateway.api.responses_body import (
     Item,
     ResponseBody,
     call_item,
-    has_message,
+    is_empty,
     logprobs_json,
     message_item,
     status_of,
     text_part,
 )
 from thinkserve.gateway.choice import Choice, Visible
-from thinkserve.gateway.endpoint import Answer, Call, Head
+from thinkserve.gateway.endpoint import Answer, Call, Head, Text
 from thinkserve.gateway.errors import ApiError
 from thinkserve.gateway.tools import CallDelta
-from thinkserve.gateway.wire import Usage, encode, event
+from thinkserve.gateway.wire import TokenLogprob, Usage, encode, event
 
 _DELTA = "response.output_text.delta"
 
@@ -39,9 +39,8 @@ class _Open:
     """Its place in the output."""
     begun: bool = True
     """Whether its part was added (that of a reasoning item is for operators only)."""
-    text_from: int = 0
-    """Where a message begins in the texts of the answer."""
-    logprobs_from: int = 0
+    part: Text | Call | None = None
+    """What it is made of, as far as it has come."""
     before: bytes = b""
     """What an event that adds text to a message begins with, up to the text."""
 
@@ -82,13 +81,10 @@ class ResponsesWriter:
         return self._close()
 
     def text(self, index: int, visible: Visible) -> bytes:
-        # The rest of a call that is open came before the text; a call that begins came behind it.
-        calls = visible.calls
-        rest = next((at for at, delta in enumerate(calls) if delta.id is not None), len(calls))
-        out = b"".join(map(self._call_delta, calls[:rest]))
-        if visible.text:
-            out += self._text_delta(visible)
-        return out + b"".join(map(self._call_delta, calls[rest:]))
+        out = self._text_delta(visible.text, visible.logprobs) if visible.text else b""
+        for part in visible.behind:
+            out += self._text_delta(part) if isinstance(part, str) else self._call_delta(part)
+        return out
 
     def thought(self, index: int, text: str) -> bytes:
         self._answer.thoughts.append(text)
@@ -106,7 +102,7 @@ class ResponsesWriter:
     def end_choice(self, index: int, choice: Choice) -> bytes:
         answer = self._answer
         answer.choice = choice
-        out = self._open_message() if not answer.texts and has_message(answer) else b""
+        out = self._open_message() if is_empty(answer) else b""
         return out + self._close(status_of(choice))
 
     def end(self, usage: Usage) -> bytes:
@@ -146,37 +142,30 @@ class ResponsesWriter:
         return closed + self._event("response.output_item.added", output_index=opened.index, item=item)
 
     def _open_message(self) -> bytes:
-        answer, number = self._answer, self._messages
+        opened = _Open("message", self._body.message_id(self._messages), self._items, part=Text())
         self._messages += 1
-        opened = _Open(
-            "message",
-            self._body.message_id + (f"_{number}" if number else ""),
-            self._items,
-            text_from=len(answer.texts),
-            logprobs_from=len(answer.logprobs),
-        )
         # Nearly all events are these: made once, but for the text.
         delta = {"type": _DELTA, "item_id": opened.id, "output_index": opened.index, "content_index": 0}
         opened.before = b"event: %b\ndata: %b" % (_DELTA.encode(), encode(delta)[:-1]) + b',"delta":'
-        added = self._add(opened, message_item(opened.id, "", []) | {"content": []})
-        part = text_part("", [])
+        added = self._add(opened, message_item(opened.id, Text()) | {"content": []})
+        part = text_part(Text())
         return added + self._event("response.content_part.added", opened, content_index=0, part=part)
 
-    def _text_delta(self, visible: Visible) -> bytes:
+    def _text_delta(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         out = b"" if self._open is not None and self._open.kind == "message" else self._open_message()
         assert self._open is not None
-        self._answer.texts.append(visible.text)
-        self._answer.logprobs += visible.logprobs
-        logprobs = encode(logprobs_json(visible.logprobs)) if self._logprobs else b"[]"
-        rest = b',"logprobs":%b,"sequence_number":%d}\n\n' % (logprobs, self._number())
-        return out + self._open.before + encode(visible.text) + rest
+        self._open.part = self._answer.add_text(text, logprobs)
+        told = encode(logprobs_json(logprobs)) if self._logprobs else b"[]"
+        rest = b',"logprobs":%b,"sequence_number":%d}\n\n' % (told, self._number())
+        return out + self._open.before + encode(text) + rest
 
     def _call_delta(self, delta: CallDelta) -> bytes:
         out = b""
         if delta.id is not None:
             opened = _Open("call", self._body.call_id(delta.index), self._items)
             out = self._add(opened, call_item(opened.id, Call(delta.id, delta.name or "", "")))
-        self._answer.add_call(delta)
+        assert self._open is not None
+        self._open.part = self._answer.add_call(delta)
         if not delta.arguments:
             return out
         return out + self._event("response.function_call_arguments.delta", self._open, delta=delta.arguments)
@@ -186,18 +175,17 @@ class ResponsesWriter:
         opened, self._open = self._open, None
         if opened is None:
             return b""
-        answer, out = self._answer, b""
-        if opened.kind == "reasoning":
-            item = self._body.reasoning_item(answer, self._sealed)
+        out, part = b"", opened.part
+        if part is None:
+            item = self._body.reasoning_item(self._answer, self._sealed)
             if opened.begun:
                 out = self._part_done("response.reasoning_text.done", opened, item)
-        elif opened.kind == "message":
-            text = "".join(answer.texts[opened.text_from :])
-            item = message_item(opened.id, text, answer.logprobs[opened.logprobs_from :])
+        elif isinstance(part, Text):
+            item = message_item(opened.id, part)
             item["status"] = status
             out = self._part_done("response.output_text.done", opened, item)
         else:
-            item = call_item(opened.id, answer.calls[-1])
+            item = call_item(opened.id, part)
             item["status"] = status
             done = {"name": item["name"], "arguments": item["arguments"]}
             out = self._event("response.function_call_arguments.done", opened, **done)
