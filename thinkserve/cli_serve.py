@@ -261,12 +261,13 @@ def serve(
     from thinkserve.gateway.config import GatewayConfig
     from thinkserve.gateway.keys import read_keys
     from thinkserve.gateway.tools import get_tool_format
+    from thinkserve.source import default_model_name, find_format, find_source, template_knows_tools
 
     _choose("engine", engine, get_args(serving.EngineName))
     _choose("tool-prompt", tool_prompt, ("auto", "template", "gateway"))
     _choose("echo-guard", echo_guard, ("off", "flag", "redact"))
     _log_to_stderr(log_level)
-    source = serving.find_source(checkpoint, upstream or [])
+    source = find_source(checkpoint, upstream or [])
     if tokenizer is not None and not tokenizer.is_file():
         raise UsageError(f"no file {tokenizer}; --tokenizer wants the tokenizer.json of the model")
     if tokenizer is None and source.folder is not None and (source.folder / "tokenizer.json").is_file():
@@ -278,15 +279,15 @@ def serve(
         engine=cast(serving.EngineName, engine),
         engine_args=tuple((context.obj or {}).get(ENGINE_ARGS, ())),
         gateway=GatewayConfig(
-            format=serving.find_format(source, thought_format),
-            model_name=served_model_name or serving.default_model_name(source),
+            format=find_format(source, thought_format),
+            model_name=served_model_name or default_model_name(source),
             max_thought_tokens=max_thought_tokens,
             format_retries=format_retries,
             format_guard=format_guard,
             allow_fields=frozenset(allow_field or ()),
             tool_format=get_tool_format(tool_format),
             write_tools=tool_prompt == "gateway"
-            or (tool_prompt == "auto" and not serving.template_knows_tools(source)),
+            or (tool_prompt == "auto" and not template_knows_tools(source)),
             echo_guard=cast(Any, echo_guard),
             echo_words=echo_words,
             thought_log=thought_log,

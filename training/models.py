@@ -6,7 +6,7 @@ from pathlib import Path
 
 from thinkserve.errors import UsageError
 from thinkserve.pocket import BY_NAME
-from thinkserve.serve import find_format, find_source
+from thinkserve.source import find_format, find_source
 from thinkserve.thoughts import BUILT_IN, ThoughtFormat
 from thinkserve.thoughts.format import CHECKPOINT_FILE
 from thinkserve.training.recipe import Recipe

@@ -22,15 +22,8 @@ from thinkserve.eval.answering.fingerprint import fingerprint
 from thinkserve.eval.answering.server import ModelServer
 from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys
-from thinkserve.serve import (
-    EngineName,
-    ServeConfig,
-    Source,
-    default_model_name,
-    find_format,
-    find_source,
-    run,
-)
+from thinkserve.serve import EngineName, ServeConfig, run
+from thinkserve.source import Source, default_model_name, find_format, find_source
 from thinkserve.thoughts import BUILT_IN, ThoughtFormat
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,8 @@ from thinkserve.gateway.config import GatewayConfig
 from thinkserve.gateway.keys import Keys, read_keys
 from thinkserve.gateway.server import check_address, reserve_port
 from thinkserve.pocket import CHECKPOINT
-from thinkserve.serve import ServeConfig, Source, make_engines, run
+from thinkserve.serve import ServeConfig, make_engines, run
+from thinkserve.source import Source
 from thinkserve.thoughts import get_format
 
 BODY: JSON = {"messages": [{"role": "user", "content": "Hi"}]}

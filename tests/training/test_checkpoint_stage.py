@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tests.training.dpo_run import context, pocket_pairs, write_pairs
 from thinkserve.errors import ThinkserveError, UsageError
 from thinkserve.pocket import CHECKPOINT, SEED_CHECKPOINT
-from thinkserve.serve import find_format, find_source
+from thinkserve.source import find_format, find_source
 from thinkserve.thoughts import get_format
 from thinkserve.training.dpo.card import add_scores
 from thinkserve.training.dpo.checkpoint_stage import run

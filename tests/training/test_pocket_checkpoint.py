@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from thinkserve.pocket import BY_NAME, CHECKPOINT, SEED_CHECKPOINT
-from thinkserve.serve import default_model_name, find_source
+from thinkserve.source import default_model_name, find_source
 from thinkserve.thoughts import get_format
 from thinkserve.training.models import resolve
 from thinkserve.training.pocket.evaluation import Mode, evaluate, generate

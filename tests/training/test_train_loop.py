@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from tests.training.train_run import command, digests, environment, train
-from thinkserve.serve import find_format, find_source
+from thinkserve.source import find_format, find_source
 from thinkserve.training.folder import TRAINING_STAGES, Stage
 
 STAGES: tuple[Stage, ...] = ("prompts", "evaluate", *TRAINING_STAGES, "evaluate")

@@ -14,7 +14,8 @@ import msgspec
 from thinkserve.engines.vllm import VllmEngine, vllm_version
 from thinkserve.errors import UsageError
 from thinkserve.eval.judging.client import ChatClient
-from thinkserve.serve import choose_engine, find_source
+from thinkserve.serve import choose_engine
+from thinkserve.source import find_source
 from thinkserve.thoughts import BUILT_IN, ThoughtFormat, get_format
 from thinkserve.thoughts.format import CHECKPOINT_FILE
 from thinkserve.training.recipe import SampleRecipe
