@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -943,3 +944,30 @@ async def test_a_thought_in_a_direct_answer_is_hidden(start_gateway: StartGatewa
             for size in (1, 4, 100):
                 upstream.script = Script(chunked(text, size))
                 assert await answers(running, {"reasoning_effort": "none"}) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"stop": ["five", "nine"]},
+        {"max_tokens": 5},
+        {"max_completion_tokens": 17},
+        {"thinking_token_budget": 300},
+    ],
+    ids=lambda asked: next(iter(asked), "nothing"),
+)
+async def test_what_came_in_one_read_counts_as_if_it_had_come_alone(
+    asked: JSON, start_gateway: StartGateway
+) -> None:
+    """The text, why it ended and every count: a busy gateway finds many events in a read, an idle one a single one."""
+    words = "Here is my thought process:\n SECRET SECRET\nHere is my response:\n one two three four five six seven eight"
+    pieces = re.findall(r"\s*\S+", words) + ["", " n\u00ef", "\U0001f600 nine", " ten"]
+    async with ScriptedUpstream() as upstream:
+        running = await start_gateway(upstream.url)
+        seen: list[JSON] = []
+        for together in (1, 2, 5, 8, 1000):
+            upstream.script = Script(pieces, events_per_write=together)
+            _, body = await running.post({"messages": ASK, **asked})
+            seen.append({key: body[key] for key in body.keys() - {"id", "created"}})
+    assert all(body == seen[0] for body in seen) and "SECRET" not in str(seen)

@@ -185,16 +185,18 @@ class Choice:
         tokens: int,
         ids: list[int] | None = None,
         logprobs: list[TokenLogprob] | None = None,
+        lengths: list[int] | None = None,
     ) -> Visible | None:
-        """Take a chunk of the output; return what it makes visible.
+        """Take a chunk of the output, or several joined; return what they make visible.
 
         Args:
             text: what the engine added; may be empty for a token that completes no character.
             tokens: how many tokens it is.
             ids: their ids, where the engine told them.
             logprobs: their logprobs, where they were asked for.
+            lengths: how many characters each of them is, where that is known.
         """
-        visible = self._feed(text, tokens, ids, logprobs)
+        visible = self._feed(text, tokens, ids, logprobs, lengths)
         if self._calls is None and self._echo is None and self._response is None:
             return visible
         return self._read(visible, over=self.finish_reason is not None)
@@ -221,11 +223,17 @@ class Choice:
         return Visible(text, logprobs, behind) if text or behind else None
 
     def _feed(
-        self, text: str, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None
+        self,
+        text: str,
+        tokens: int,
+        ids: list[int] | None,
+        logprobs: list[TokenLogprob] | None,
+        lengths: list[int] | None,
     ) -> Visible | None:
         total = self._bounds.total
         if total is not None and self.completion_tokens + tokens > total:
-            return self._cut_at_total(text, total - self.completion_tokens, tokens, ids, logprobs)
+            lengths = lengths or self._texts.lengths(text, ids, tokens, logprobs)
+            return self._cut_at_total(text, total - self.completion_tokens, ids, logprobs, lengths)
         self.completion_tokens += tokens
         forced = self._bounds.forced
         if forced is not None and self.completion_tokens > forced and self.thinking and not self.shown:
@@ -254,10 +262,13 @@ class Choice:
                     return Visible(text)
                 visible = self._release([(text, None)])
                 if self._stops.matched:
-                    behind = self._texts.lengths(text, ids, tokens, logprobs)
+                    behind = lengths or self._texts.lengths(text, ids, tokens, logprobs)
                     self._uncount_behind([(length, 1) for length in behind])
                 return visible
-        self._queue(text, tokens, ids, logprobs)
+        if lengths is None:
+            # Text without a token is the gateway's own: the closing marker of a thought that it cut.
+            lengths = self._texts.lengths(text, ids, tokens, logprobs) if tokens else [len(text)]
+        self._queue(lengths, min(tokens, 1), logprobs or [])
         return self._settle(pieces)
 
     def cut_thought(self, closing: str, *, watched: bool) -> None:
@@ -294,34 +305,36 @@ class Choice:
         return visible
 
     def _cut_at_total(
-        self, text: str, left: int, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None
+        self,
+        text: str,
+        left: int,
+        ids: list[int] | None,
+        logprobs: list[TokenLogprob] | None,
+        lengths: list[int],
     ) -> Visible | None:
         """The engine gave more than the client's bound on the whole output: take what fits, and end."""
         visible = None
         if left > 0:
-            fits = sum(self._texts.lengths(text, ids, tokens, logprobs)[:left])
-            visible = self._feed(text[:fits], left, ids and ids[:left], logprobs and logprobs[:left])
+            fit = lengths[:left]
+            visible = self._feed(
+                text[: sum(fit)], left, ids and ids[:left], logprobs and logprobs[:left], fit
+            )
         if self.finish_reason is None:
             visible = _joined(visible, self._finish("length"))
         return visible
 
-    def _queue(
-        self, text: str, tokens: int, ids: list[int] | None, logprobs: list[TokenLogprob] | None
-    ) -> None:
-        """Queue the tokens of a chunk, to be counted when the splitter has settled their text."""
-        entries = logprobs or []
-        # Text without a token is the gateway's own: the closing marker of a thought that it cut.
-        lengths = self._texts.lengths(text, ids, tokens, logprobs) if tokens else [len(text)]
+    def _queue(self, lengths: list[int], counts: int, entries: list[TokenLogprob]) -> None:
+        """Queue the tokens of a chunk, to be counted (as `counts` each) when the splitter has settled their text."""
         for at, length in enumerate(lengths):
             entry = entries[at : at + 1] if len(entries) == len(lengths) else []
             end = self._fed + length
             last = self._segments[-1] if self._segments else None
             if last is not None and last.end == last.start:
                 # A token that completed no character belongs to the one that does.
-                last.end, last.tokens = end, last.tokens + min(tokens, 1)
+                last.end, last.tokens = end, last.tokens + counts
                 last.logprobs += entry
             else:
-                self._segments.append(_Segment(self._fed, end, min(tokens, 1), entry))
+                self._segments.append(_Segment(self._fed, end, counts, entry))
             self._fed = end
 
     def _settle(self, pieces: list[Piece], *, final: bool = False) -> Visible | None:

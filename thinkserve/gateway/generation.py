@@ -31,7 +31,7 @@ from thinkserve.gateway.sse import DONE
 from thinkserve.gateway.thought_log import ThoughtLog, ThoughtRecord
 from thinkserve.gateway.tracing import NO_SPAN, RequestSpan
 from thinkserve.gateway.upstream import Upstream, UpstreamStream
-from thinkserve.gateway.wire import Chunk, ChunkChoice, decode_chunk
+from thinkserve.gateway.wire import Chunk, ChunkChoice, TokenLogprob, decode_chunk
 from thinkserve.thoughts.markers import QUOTES
 
 logger = logging.getLogger(__name__)
@@ -228,8 +228,11 @@ class _Pump:
         "_choice",
         "_counted",
         "_has_ids",
+        "_ids",
         "_index",
         "_job",
+        "_joined",
+        "_joins",
         "_reason",
         "_sink",
         "complete",
@@ -243,6 +246,11 @@ class _Pump:
             choice.completion_tokens
         )  # of a thought that was cut, when the engine goes on from there
         self._counted = 0  # by the engine
+        # What the events of one read add is fed at once where that comes to the same: nobody waits for the parts of an
+        # answer that is sent whole, nor for those of a thought, unless it is to be cut at a token.
+        self._joins = not job.request.logprobs and job.thought_budget is None
+        self._joined: list[str] = []  # the texts of tokens that are not fed yet
+        self._ids: list[int] = []
         self._has_ids = False
         self.over = False
         self.complete = False
@@ -250,22 +258,30 @@ class _Pump:
     def take(self, payloads: list[bytes]) -> bool:
         """Take some events; return whether there is something to send, or nothing more to read."""
         visible = False
+        joining = self._joins and (not self._job.request.stream or self._choice.thinking)
         for payload in payloads:
             if payload == DONE:
+                self._feed_joined()
                 self.complete = True
+                if self.over:
+                    return True
                 # A stream that ends in good order has ended, though some servers do not say why.
                 self._finish(self._reason or "stop")
                 return True
             try:
                 chunk = decode_chunk(payload)
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                self._feed_joined()
                 raise UpstreamFailed("it sent an event that is no chunk") from exc
             for part in chunk.choices:
-                visible = self._take_part(part) or visible
+                visible = self._take_part(part, joining=joining) or visible
                 if self.over:
                     return True
             if chunk.usage is not None or chunk.prompt_token_ids or chunk.error is not None:
                 self._take_rest(chunk)
+        visible = self._feed_joined() or visible
+        if self.over:
+            return True
         return visible and not self._sink.send_now()
 
     def end(self) -> None:
@@ -274,11 +290,10 @@ class _Pump:
             raise UpstreamFailed("the stream ended in the middle of an output")
         self._finish(self._reason)
 
-    def _take_part(self, part: ChunkChoice) -> bool:
-        """Take what a chunk has of the choice; return whether anything of it is visible."""
+    def _take_part(self, part: ChunkChoice, *, joining: bool) -> bool:
+        """Take what a chunk has of the choice; return whether anything of it is visible (so far, if it is joined)."""
         if part.index:  # one choice was asked for
             return False
-        choice = self._choice
         text = (part.delta.content if part.delta is not None else None) or ""
         ids = part.token_ids
         logprobs = part.logprobs.content if part.logprobs is not None else None
@@ -287,15 +302,16 @@ class _Pump:
             tokens = len(ids)
         else:
             tokens = len(logprobs) if logprobs else 1 if text else 0
-        shown = False
-        if text or tokens:
-            visible = choice.feed(text, tokens, ids, logprobs)
-            if visible is not None or self._job.reveal:
-                shown = self._show(visible)
+        if joining and tokens == 1 and part.finish_reason is None:
+            self._joined.append(text)
+            if ids is not None:
+                self._ids += ids
+            return False
+        shown = self._feed_joined()
+        if (text or tokens) and not self.over:
+            shown = self._feed(text, tokens, ids, logprobs) or shown
             # Looked at with every chunk, so that the cut does not hang on how the bytes came.
-            if choice.finish_reason is not None or (
-                choice.over_thought_budget and part.finish_reason is None
-            ):
+            if self._choice.over_thought_budget and part.finish_reason is None:
                 self.over = True
         if part.finish_reason is not None and not self.over:
             if part.finish_reason in ("error", "abort"):
@@ -303,9 +319,30 @@ class _Pump:
             self._reason = FINISH_REASONS.get(part.finish_reason, "stop")
         return shown
 
+    def _feed_joined(self) -> bool:
+        """Feed what was joined; return whether anything of it is visible."""
+        if not self._joined:
+            return False
+        texts, ids = self._joined, self._ids
+        self._joined, self._ids = [], []
+        return self._feed("".join(texts), len(texts), ids or None, None, list(map(len, texts)))
+
+    def _feed(
+        self,
+        text: str,
+        tokens: int,
+        ids: list[int] | None,
+        logprobs: list[TokenLogprob] | None,
+        lengths: list[int] | None = None,
+    ) -> bool:
+        visible = self._choice.feed(text, tokens, ids, logprobs, lengths)
+        self.over = self._choice.finish_reason is not None
+        return self._show(visible) if visible is not None or self._job.reveal else False
+
     def _take_rest(self, chunk: Chunk) -> None:
         """Take what a chunk tells beside the choice."""
         if chunk.error is not None:
+            self._feed_joined()
             raise _reported(chunk.error, nothing_generated=self._choice.completion_tokens == 0)
         if chunk.usage is not None:
             self._counted = chunk.usage.completion_tokens
