@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from thinkserve.gateway.echo import EchoGuard, echo_share
 from thinkserve.gateway.errors import FormatBroken
 from thinkserve.gateway.stops import StopMatcher
@@ -24,8 +26,7 @@ from thinkserve.gateway.wire import TokenLogprob
 from thinkserve.thoughts import Piece, ThoughtFormat, ThoughtSplitter
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """How many tokens a choice may have; None: as many as the engine gives."""
 
     response: int | None = None
@@ -33,6 +34,9 @@ class Bounds:
     total: int | None = None
     forced: int | None = None
     """From here on a closing marker is the engine's, which bounds the thought."""
+
+
+UNBOUNDED = Bounds()
 
 
 class Visible(NamedTuple):
@@ -70,7 +74,7 @@ class Choice:
         *,
         direct: bool = False,
         stops: tuple[str, ...] = (),
-        bounds: Bounds = Bounds(),
+        bounds: Bounds = UNBOUNDED,
         logprobs: bool = False,
         keep_thought: bool = False,
         texts: TokenTexts | None = None,
@@ -246,10 +250,7 @@ class Choice:
             piece = pieces[0]
             if piece.kind == "thought":
                 self._fed += len(text)
-                if self._keep:
-                    self._thought.append(text)
-                if self._echo is not None:
-                    self._echo.thought(text)
+                self._take_thought(text)
                 return None
             limit = self._bounds.response
             if not self._wants_logprobs and (limit is None or self.response_tokens + tokens < limit):
@@ -270,6 +271,12 @@ class Choice:
             lengths = self._texts.lengths(text, ids, tokens, logprobs) if tokens else [len(text)]
         self._queue(lengths, min(tokens, 1), logprobs or [])
         return self._settle(pieces)
+
+    def _take_thought(self, text: str) -> None:
+        if self._keep:
+            self._thought.append(text)
+        if self._echo is not None:
+            self._echo.thought(text)
 
     def cut_thought(self, closing: str, *, watched: bool) -> None:
         """Close the thought in the model's stead.
@@ -345,10 +352,7 @@ class Choice:
                 if self._first_thought is None:
                     self._first_thought = len(self._thought)
                 continue
-            if self._keep:
-                self._thought.append(piece.text)
-            if self._echo is not None:
-                self._echo.thought(piece.text)
+            self._take_thought(piece.text)
         limit = self._bounds.response
         settled = self._fed if final else self._splitter.settled
         out: list[Entry] = []

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from thinkserve.gateway.choice import Choice, Visible
 from thinkserve.gateway.errors import ApiError
 from thinkserve.gateway.fields import Fields
@@ -98,8 +100,7 @@ Seal = Callable[[str, str], str | None]
 """Seals a thought for the client of a request: (thought, what names its response) -> text, or None if it is too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """What all events and bodies of one answer say of it."""
 
     id: str

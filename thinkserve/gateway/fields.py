@@ -9,7 +9,7 @@ along (duplicate keys, unknown fields). The tables are also what `openapi.json` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -50,13 +50,12 @@ class Field:
 Fields = Mapping[str, Field]
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(msgspec.Struct, frozen=True):
     """A body as its table reads it: what the gateway makes something of, what the engine gets, what the operator lets by."""
 
-    rewritten: dict[str, Any] = field(default_factory=dict)
-    passed: dict[str, Any] = field(default_factory=dict)
-    allowed: dict[str, Any] = field(default_factory=dict)
+    rewritten: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
+    allowed: dict[str, Any] = {}
 
 
 def read_object(body: bytes) -> dict[str, Any]:

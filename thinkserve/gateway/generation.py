@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -70,8 +69,7 @@ class Sink(Protocol):
         """Send what was taken since the last flush."""
 
 
-@dataclass(frozen=True, slots=True)
-class Watchers:
+class Watchers(msgspec.Struct, frozen=True):
     """Who is told of what happens to the outputs of a request."""
 
     metrics: Metrics
@@ -258,7 +256,9 @@ class _Pump:
     def take(self, payloads: list[bytes]) -> bool:
         """Take some events; return whether there is something to send, or nothing more to read."""
         visible = False
-        joining = self._joins and (not self._job.request.stream or self._choice.thinking)
+        joining = (
+            self._joins and len(payloads) > 1 and (not self._job.request.stream or self._choice.thinking)
+        )
         for payload in payloads:
             if payload == DONE:
                 self._feed_joined()

@@ -7,8 +7,9 @@ template knows no tools.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import string
@@ -34,8 +35,7 @@ _KEPT_BY_ROLE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What the messages of one request are written by.
 
     Args:

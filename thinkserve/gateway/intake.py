@@ -98,6 +98,7 @@ def make_job(
         texts=services.texts,
         skip_special_tokens=services.skip_special_tokens,
         started=time.monotonic(),
+        thought_budget=_thought_budget(request, config),
         prompt_bytes=size,
         bind=request.bound or (services.pool.structural_tags and _better_bound(request, config)),
         prefix=conversation_key(messages[0], caller.cache_salt) if len(services.pool.upstreams) > 1 else "",
@@ -121,6 +122,14 @@ def _check_thought(request: Request, config: GatewayConfig) -> None:
             f"{names.thought_tokens} must be {LEAST_THOUGHT} tokens or more here, not {request.thought_tokens}: in the "
             f"thought format {format.name!r} a model that thinks all the same could not be told apart",
         )
+
+
+def _thought_budget(request: Request, config: GatewayConfig) -> int | None:
+    """The bound on the thought, in tokens: the client's, and never more than the operator's."""
+    bounds = [config.max_thought_tokens, request.thought_tokens]
+    if request.effort not in (None, "none"):
+        bounds.append(config.effort_budgets.get(request.effort or ""))
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def _check_response(request: Request, services: Services) -> None:

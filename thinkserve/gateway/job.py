@@ -49,6 +49,8 @@ class Job:
     texts: TokenTexts
     skip_special_tokens: bool
     started: float
+    thought_budget: int | None
+    """The bound on the thought, in tokens."""
     prompt_bytes: int = 0
     bind: bool = False
     """Whether the engine is given a grammar, which holds the thought format and binds the response."""
@@ -81,15 +83,6 @@ class Job:
         told = sum(self.prompt_tokens.values())
         prompts = told or (self.prompt_bytes // BYTES_PER_TOKEN if self.outputs else 0)
         return prompts + sum(output.completion_tokens for output in self.outputs)
-
-    @property
-    def thought_budget(self) -> int | None:
-        """The bound on the thought, in tokens: the client's, and never more than the operator's."""
-        request = self.request
-        bounds = [self.config.max_thought_tokens, request.thought_tokens]
-        if request.effort not in (None, "none"):
-            bounds.append(self.config.effort_budgets.get(request.effort or ""))
-        return min((bound for bound in bounds if bound is not None), default=None)
 
     def new_choice(self, upstream: Upstream) -> Choice:
         """The empty state of a choice that this engine is asked for."""

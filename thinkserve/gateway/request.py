@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from thinkserve.gateway.constraints import Constraint, is_bound
 from thinkserve.gateway.errors import ApiError, invalid, shown
@@ -23,8 +25,7 @@ class Names:
     logprobs: str = "logprobs"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What every endpoint is read into. Bounds are in tokens; `sampling` and `extra` go to the engine as they are."""
 
     conversations: tuple[list[Any], ...]
@@ -50,9 +51,9 @@ class Request:
     seal: bool = False
     """Whether the client wants the thought back, sealed."""
     seed: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    sealed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    sampling: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    sealed: dict[int, tuple[str, str]] = {}
     """Past thoughts that the client brought back sealed: from the index of their message in the first conversation to
     what names the response, and the sealed thought."""
     echo: tuple[str, ...] = ()

@@ -6,7 +6,6 @@ among it, so what an engine chose to call a thought cannot pass through here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -74,8 +73,7 @@ def nested_within(value: object, levels: int) -> bool:
     return levels > 0 and all(nested_within(item, levels - 1) for item in inner)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What an answer took, in tokens; `reasoning` are those of `completion` that no client saw."""
 
     prompt: int

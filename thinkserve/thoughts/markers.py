@@ -112,13 +112,26 @@ class MarkerScanner:
 
         `partial`: the text from there on may still become a marker; not where the text is `final`.
         """
-        match = (self.search_final if final else self.search).search(text, at)
+        match = self._first(self.search_final if final else self.search, text, at)
         if match is None or match.lastgroup == "partial" or len(self.spellings) == 1:
             return match
         # Where one marker begins another, a stream completes the shorter one first, so it must also win where the
         # whole text is there at once.
         here = [found for spelling in self.spellings if (found := spelling.match(text, match.start()))]
         return min(here, key=lambda found: found.end())
+
+    def _first(self, pattern: re.Pattern[str], text: str, at: int) -> re.Match[str] | None:
+        """As `pattern.search`, which tries every character: where only line starts count, each of them is enough."""
+        if not self.line_start:
+            return pattern.search(text, at)
+        start = at if at == 0 or text[at - 1] == "\n" else text.find("\n", at) + 1
+        while start or at == 0:
+            if match := pattern.match(text, start):
+                return match
+            start = text.find("\n", start) + 1
+            if not start:
+                return None
+        return None
 
 
 def compile_scanner(

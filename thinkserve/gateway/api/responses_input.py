@@ -6,8 +6,10 @@ assistant message. The reasoning item matters only where it holds its thought se
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.fields import string
@@ -24,11 +26,10 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponsesRequest(Request):
+class ResponsesRequest(Request, frozen=True, kw_only=True):
     """A request to `/v1/responses`."""
 
-    told: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = msgspec.field(default_factory=dict)
     """What an answer says back of the request."""
 
 
