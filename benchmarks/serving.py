@@ -15,8 +15,8 @@ tokens, because `ignore_eos` is let through the benchmark's gateway; the usage o
 - **CPU**: milliseconds a request of vLLM's API server and of the gateway, all threads.
 
 vLLM's engine polls without a pause and would starve a client or a gateway that shares its core; `--realtime` gives the
-client and the gateway, and so both targets, real-time priority (`SCHED_RR`), and prefers vLLM to what other sessions
-compute, where the machine permits it.
+client and the gateway, and so both targets, real-time priority (`SCHED_RR`), and prefers vLLM to what else the machine
+computes, where that is permitted.
 
 Statistic: targets take turns in every round, in changing order; ratios and differences are those of a pair of one
 round, and what is shown is their median. `--intervals` measures thinkserve with several values of vLLM's

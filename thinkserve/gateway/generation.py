@@ -240,9 +240,8 @@ class _Pump:
     def __init__(self, job: Job, index: int, choice: Choice, sink: Sink) -> None:
         self._job, self._index, self._choice, self._sink = job, index, choice, sink
         self._reason: str | None = None
-        self._before = (
-            choice.completion_tokens
-        )  # of a thought that was cut, when the engine goes on from there
+        # Of a thought that was cut, where the engine goes on from there.
+        self._before = choice.completion_tokens
         self._counted = 0  # by the engine
         # What the events of one read add is fed at once where that comes to the same: nobody waits for the parts of an
         # answer that is sent whole, nor for those of a thought, unless it is to be cut at a token.
