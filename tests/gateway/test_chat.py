@@ -21,6 +21,7 @@ from tests.gateway.conftest import Connect, Running, StartGateway, content, gath
 from tests.gateway.scripted import (
     JSON,
     Delta,
+    ErrorEvent,
     Finish,
     Raw,
     Recorded,
@@ -963,6 +964,7 @@ async def test_what_came_in_one_read_counts_as_if_it_had_come_alone(
     """The text, why it ended and every count: a busy gateway finds many events in a read, an idle one a single one."""
     words = "Here is my thought process:\n SECRET SECRET\nHere is my response:\n one two three four five six seven eight"
     pieces = re.findall(r"\s*\S+", words) + ["", " n\u00ef", "\U0001f600 nine", " ten"]
+    pieces += ["\nHere is my thought process:\n", " SECRET", " again\n", "Here is my response:\n", " eleven"]
     async with ScriptedUpstream() as upstream:
         running = await start_gateway(upstream.url)
         seen: list[JSON] = []
@@ -971,3 +973,17 @@ async def test_what_came_in_one_read_counts_as_if_it_had_come_alone(
             _, body = await running.post({"messages": ASK, **asked})
             seen.append({key: body[key] for key in body.keys() - {"id", "created"}})
     assert all(body == seen[0] for body in seen) and "SECRET" not in str(seen)
+
+
+@pytest.mark.parametrize("behind", [ErrorEvent(), Raw(b"data: {broken\n\n")], ids=["error", "garbage"])
+@pytest.mark.parametrize("asked", [{"stop": "END"}, {"max_tokens": 2}], ids=["stop", "max_tokens"])
+@pytest.mark.parametrize("together", [1, 1000])
+async def test_what_comes_behind_the_end_of_a_response_does_not_undo_it(
+    together: int, asked: JSON, behind: Step, start_gateway: StartGateway
+) -> None:
+    """Also where it came in the same read."""
+    script = Script([GENERIC, " hi", " you", " END", behind], events_per_write=together)
+    async with ScriptedUpstream(script) as upstream:
+        running = await start_gateway(upstream.url)
+        status, body = await running.post({"messages": ASK, **asked})
+        assert (status, body["choices"][0]["message"]["content"].strip()) == (200, "hi you")

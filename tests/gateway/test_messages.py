@@ -14,6 +14,7 @@ from tests.gateway.conftest import Running, StartGateway
 from tests.gateway.field_values import NO_JSON, TEXTS, WRONG
 from tests.gateway.scripted import (
     JSON,
+    Delta,
     Die,
     ErrorEvent,
     Finish,
@@ -21,6 +22,7 @@ from tests.gateway.scripted import (
     Script,
     ScriptedUpstream,
     Status,
+    Step,
     Wait,
     chunked,
     tokens,
@@ -401,6 +403,18 @@ async def test_a_stream_is_kept_alive_with_pings_while_the_model_thinks(start_ga
             go_on.set()
             read += await response.read()
     assert b"SECRET" not in read and read.startswith(b"event: message_start\n")
+
+
+async def test_a_stream_is_kept_alive_while_a_call_comes(start_gateway: StartGateway) -> None:
+    """It goes out when it is whole, and until then nothing does: a proxy would cut a connection that is silent."""
+    begun = f'{output("tpo-generic", THOUGHT, "")}<tool_call>\n{{"name": "weather", "arguments": {{"city": "'
+    steps: list[Step] = [begun, *[Delta("x", delay=0.02)] * 40, '"}}\n</tool_call>']
+    async with ScriptedUpstream(Script(steps)) as upstream:
+        running = await start_gateway(upstream.url, keepalive_seconds=0.05)
+        _, _, text = await ask(running, {**LEAST, "stream": True, "tools": [WEATHER]})
+    assert text.count("event: ping") >= 3
+    calls = [event["delta"]["partial_json"] for _, event in events(text) if "partial_json" in str(event)]
+    assert "".join(calls) == f'{{"city": "{"x" * 40}"}}'
 
 
 # Errors

@@ -855,6 +855,23 @@ async def test_a_sealed_thought_goes_with_the_calls_it_led_to(
             assert messages[1]["tool_calls"][0]["id"] == output[1]["call_id"]
 
 
+async def test_nothing_stands_between_a_past_call_and_its_result(start_gateway: StartGateway) -> None:
+    """Text behind a call is of the same turn: chat templates want results right behind the calls."""
+    async with ScriptedUpstream(Script([f"{HEAD}One. {CALL} Two. {OTHER_CALL}"])) as upstream:
+        running = await start_gateway(upstream.url)
+        _, body, _ = await ask(running, {"input": USER, "tools": [TOOL]})
+        output = body["output"]
+        assert kinds(body) == ["reasoning", "message", "function_call", "message", "function_call"]
+        results = [result_item(output[at]["call_id"]) for at in (2, 4)]
+        upstream.requests.clear()
+        status, body, _ = await ask(running, {"input": [*USER, *output, *results, *USER], "tools": [TOOL]})
+        assert status == 200, body
+        past = upstream.requests[0].body["messages"]
+        assert [message["role"] for message in past] == ["user", "assistant", "tool", "tool", "user"]
+        assert past[1]["content"] == [{"type": "text", "text": "One.\nTwo."}]
+        assert len(past[1]["tool_calls"]) == 2
+
+
 async def test_a_sealed_thought_goes_with_both_texts_of_its_response(
     start_gateway: StartGateway, seal_keys: Path
 ) -> None:

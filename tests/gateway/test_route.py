@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ async def test_every_answer_has_the_id_that_the_log_has(
     [
         ("/v1/chat/completions", "response_format", {"response_format": {"type": "json_object"}}),
         ("/v1/completions", "response_format", {"response_format": {"type": "json_object"}}),
+        ("/v1/completions", "structured_outputs", {"structured_outputs": {"regex": "a+"}}),
         ("/v1/responses", "text.format", {"text": {"format": {"type": "json_object"}}}),
         (
             "/v1/messages",
@@ -193,6 +195,44 @@ async def test_the_echo_guard_redacts_beside_tools_too(start_gateway: StartGatew
         assert "thinkserve_echo_repeats_total 3.0" in text and "thinkserve_echo_share_count 3.0" in text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_echo_guard_gives_no_text_behind_a_call_that_it_stood_before(
+    stream: bool, start_gateway: StartGateway
+) -> None:
+    """What it holds back while a run is growing goes out in front of the call."""
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    output = f"Here is my thought process:\none two three four five\nHere is my response:\none two three {call} done"
+    asked = {**PATHS["/v1/messages"], "tools": [{"name": "look", "input_schema": {"type": "object"}}]}
+    async with ScriptedUpstream(Script(re.findall(r"\s*\S+", output))) as upstream:
+        running = await start_gateway(upstream.url, echo_guard="redact", echo_words=8)
+        async with running.http.post(
+            f"{running.url}/v1/messages", json={**asked, "stream": stream}
+        ) as answer:
+            body = await answer.text()
+    places = [body.index(part) for part in ("two", "three", '"tool_use","id"', "done")]
+    assert places == sorted(places), body
+
+
+@pytest.mark.parametrize("together", [1, 1000])
+async def test_the_echo_guard_does_not_redact_what_a_later_thought_repeats(
+    together: int, start_gateway: StartGateway
+) -> None:
+    """The same, however many events came in a read."""
+    words = "one two three four five six seven eight"
+    pieces = [
+        "<think>Hm</think>",
+        *(f" {word}" for word in words.split()),
+        ". ",
+        f"<think>{words}",
+        "</think>",
+        "bye",
+    ]
+    async with ScriptedUpstream(Script(pieces, events_per_write=together)) as upstream:
+        running = await start_gateway(upstream.url, format="think-tags", echo_guard="redact", echo_words=8)
+        _, answer = await running.post(BODY)
+        assert answer["choices"][0]["message"]["content"] == f"{words}. bye"
+
+
 def test_an_empty_key_is_no_key(tmp_path: Path) -> None:
     """A variable that is not set must not open the server to everybody."""
     for empty in ("", " \n"):
@@ -230,8 +270,10 @@ GOES_ON = Script([*"abcdefgh", "</think>", "SECRET", " more", "</think>", "Hello
         ({}, {}),
         ({"format_guard": True}, {}),
         ({}, {"tools": [{"type": "function", "function": {"name": "look", "strict": True}}]}),
+        ({}, {"structured_outputs": {"regex": r"[\s\S]*"}}),
+        ({}, {"structured_outputs": {"grammar": "root ::= [^x]*"}}),
     ],
-    ids=["free", "guarded", "strict tools"],
+    ids=["free", "guarded", "strict tools", "regex", "grammar"],
 )
 async def test_a_free_response_is_watched_for_a_thought_that_goes_on_also_under_a_grammar(
     config: Any, asked: JSON, start_gateway: StartGateway
@@ -243,6 +285,36 @@ async def test_a_free_response_is_watched_for_a_thought_that_goes_on_also_under_
         status, answer = await running.post({**BODY, "thinking_token_budget": 6, **asked})
         assert (status, answer["error"]["code"]) == (502, "malformed_output")
         assert ("structured_outputs" in upstream.requests[0].body) == bool(config or asked)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "asked", [{"regex": r"[\s\S]*"}, {"grammar": "root ::= [^x]*"}], ids=["regex", "grammar"]
+)
+async def test_a_clients_regex_or_grammar_leaves_no_room_for_a_thought(
+    asked: JSON, stream: bool, start_gateway: StartGateway
+) -> None:
+    """It may allow any text: behind a thought that the gateway cut, and in a second one."""
+
+    def cut(request: Recorded) -> Script:
+        if request.body.get("continue_final_message"):
+            return Script(["SECRET", " more", "</think>", "Hello"])
+        return Script(["<think>", *"abcdefgh" * 20])
+
+    body = {**BODY, "structured_outputs": asked, "stream": stream}
+    async with ScriptedUpstream(cut) as upstream:
+        running = await start_gateway(upstream.url, format="think-tags", format_retries=0)
+        async with running.http.post(
+            f"{running.url}/v1/chat/completions", json={**body, "thinking_token_budget": 6}
+        ) as answer:
+            assert b"malformed_output" in await answer.read()
+        assert len(upstream.requests) == 2
+        upstream.script = Script(["<think>Hm</think>Hi <think>", "SECRET", "</think>there"])
+        async with running.http.post(f"{running.url}/v1/chat/completions", json=body) as answer:
+            shown = await answer.read()
+        assert (
+            answer.status == 200 and b"SECRET" not in shown and b"think>" not in shown and b"there" in shown
+        )
 
 
 @pytest.mark.parametrize("by_engine", [False, True])

@@ -61,6 +61,15 @@ class _Segment:
     logprobs: list[TokenLogprob]
 
 
+class _Counted(NamedTuple):
+    """Tokens that were just counted."""
+
+    visible: int
+    """Characters of the response."""
+    tokens: int
+    of_response: int
+
+
 # A stretch of the response and the logprobs of its token; the second token of a lone character has no text.
 Entry = tuple[str, TokenLogprob | None]
 
@@ -218,8 +227,8 @@ class Choice:
             if over:
                 parts += self._calls.flush()
         echo = self._echo
-        if echo is not None:  # not in the arguments of calls: they would be no JSON any more
-            parts = [echo.feed(part) if isinstance(part, str) else part for part in parts]
+        if echo is not None:
+            parts = [guarded for part in parts for guarded in _guarded(part, echo)]
             if over:
                 parts.append(echo.flush())
         first = next((at for at, part in enumerate(parts) if not isinstance(part, str)), len(parts))
@@ -264,7 +273,7 @@ class Choice:
                 visible = self._release([(text, None)])
                 if self._stops.matched:
                     behind = lengths or self._texts.lengths(text, ids, tokens, logprobs)
-                    self._uncount_behind([(length, 1) for length in behind])
+                    self._uncount_behind([_Counted(length, 1, 1) for length in behind])
                 return visible
         if lengths is None:
             # Text without a token is the gateway's own: the closing marker of a thought that it cut.
@@ -283,8 +292,8 @@ class Choice:
 
         Args:
             closing: the marker.
-            watched: the model may go on thinking behind it. Not so where a grammar binds what follows, which may hold a
-                marker in a string.
+            watched: the model may go on thinking behind it. Not so where a grammar leaves no room for that: a marker
+                in a string is none.
         """
         if watched:
             self._splitter.force()
@@ -356,7 +365,7 @@ class Choice:
         limit = self._bounds.response
         settled = self._fed if final else self._splitter.settled
         out: list[Entry] = []
-        counted: list[tuple[int, int]] = []
+        counted: list[_Counted] = []
         while self._segments and (limit is None or self.response_tokens < limit):
             segment = self._segments[0]
             if not final and (segment.end > settled or segment.end == segment.start):
@@ -364,11 +373,11 @@ class Choice:
             self._segments.popleft()
             text = self._visible_part(segment)
             # The end-of-sequence token has no text; behind a response it is the response's.
-            if text or (segment.end == segment.start and not self.thinking):
-                self.response_tokens += segment.tokens
+            of_response = bool(text) or (segment.end == segment.start and not self.thinking)
+            counted.append(_Counted(len(text), segment.tokens, segment.tokens if of_response else 0))
+            self.response_tokens += counted[-1].of_response
             if text:
                 out += _entries(text, segment)
-                counted.append((len(text), segment.tokens))
         visible = self._release(out)
         if self._stops is not None and self._stops.matched:
             self._uncount_behind(counted)
@@ -408,15 +417,15 @@ class Choice:
             self.finish_reason = "stop"
         return self._free_to_go(entries, free)
 
-    def _uncount_behind(self, counted: list[tuple[int, int]]) -> None:
-        """Take back the tokens, of (characters, tokens) just counted, that lie wholly behind the stop string."""
+    def _uncount_behind(self, counted: list[_Counted]) -> None:
+        """Take back the tokens, of those just counted, that lie wholly behind the stop string."""
         assert self._stops is not None
         behind, self._stops.behind = self._stops.behind, 0
-        while counted and counted[-1][0] <= behind:
-            length, tokens = counted.pop()
-            behind -= length
-            self.completion_tokens -= tokens
-            self.response_tokens -= tokens
+        while counted and counted[-1].visible <= behind:
+            last = counted.pop()
+            behind -= last.visible
+            self.completion_tokens -= last.tokens
+            self.response_tokens -= last.of_response
 
     def _flush_stops(self) -> Visible | None:
         return None if self._stops is None else self._free_to_go([], self._stops.flush())
@@ -437,6 +446,14 @@ class Choice:
             text = text[: self._free]
             out.append((text, entry and trimmed(entry, text)))
         return _visible(out) if out else None
+
+
+def _guarded(part: Part, echo: EchoGuard) -> tuple[Part, ...]:
+    """A part as the guard gives it back. The arguments of calls are not changed: they would be no JSON any more."""
+    if isinstance(part, str):
+        return (echo.feed(part),)
+    # What is held back stands before the call.
+    return (part,) if part.id is None else (echo.flush(), part)
 
 
 def _entries(text: str, segment: _Segment) -> list[Entry]:

@@ -30,7 +30,7 @@ the marker; then the grammar is a step ahead of the splitter, and the thought st
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ class Constraint:
 
     kind: Kind
     value: Any
+    name: str = field(default="response_format", compare=False)
+    """The field in which it was asked for."""
 
 
 def structured_outputs(
@@ -97,19 +99,26 @@ def splitter_format(
 ) -> ThoughtFormat:
     """The format by which an output is split that the engine has bound by the same arguments.
 
-    A bound response begins where the grammar says, and nothing in it is a thought, whatever its strings hold. A free
-    one is watched for thoughts as ever.
+    A bound response begins where the grammar says. Where that leaves no room for a thought, nothing in it is one,
+    whatever its strings hold; any other is watched for thoughts as ever.
     """
     if not is_bound(constraint, tools):
         return format
     if direct or not format.thought_required:
         return format.exact
-    return _exact_and_closed(format)
+    return _exact_and_closed(format) if is_closed(constraint, tools) else _exact(format)
 
 
 def is_bound(constraint: Constraint | None, tools: Tools | None) -> bool:
-    """Whether a grammar is needed, and no character of the response is free."""
+    """Whether a grammar is needed, which binds the response from its first character."""
     return constraint is not None or (tools is not None and tools.bind)
+
+
+def is_closed(constraint: Constraint | None, tools: Tools | None) -> bool:
+    """Whether free text can stand in the strings of JSON only. A client's regex or grammar may allow any text."""
+    if tools is not None and tools.bind:
+        return True
+    return constraint is not None and constraint.kind in ("json_schema", "choice")
 
 
 def _sequence(elements: list[Element]) -> Element:

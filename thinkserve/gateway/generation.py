@@ -244,8 +244,11 @@ class _Pump:
         self._before = choice.completion_tokens
         self._counted = 0  # by the engine
         # What the events of one read add is fed at once where that comes to the same: nobody waits for the parts of an
-        # answer that is sent whole, nor for those of a thought, unless it is to be cut at a token.
-        self._joins = not job.request.logprobs and job.thought_budget is None
+        # answer that is sent whole, nor for those of a thought, unless it is to be cut at a token. An echo guard is to see
+        # a thought that comes behind a part of the response no sooner than that part.
+        self._joins = (
+            not job.request.logprobs and job.thought_budget is None and job.config.echo_guard == "off"
+        )
         self._joined: list[str] = []  # the texts of tokens that are not fed yet
         self._ids: list[int] = []
         self._has_ids = False
@@ -271,9 +274,15 @@ class _Pump:
                 chunk = decode_chunk(payload)
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 self._feed_joined()
+                if self.over:  # what comes behind the end of a response does not matter
+                    return True
                 raise UpstreamFailed("it sent an event that is no chunk") from exc
             for part in chunk.choices:
                 visible = self._take_part(part, joining=joining) or visible
+                if self.over:
+                    return True
+            if chunk.error is not None:
+                self._feed_joined()
                 if self.over:
                     return True
             if chunk.usage is not None or chunk.prompt_token_ids or chunk.error is not None:
@@ -341,7 +350,6 @@ class _Pump:
     def _take_rest(self, chunk: Chunk) -> None:
         """Take what a chunk tells beside the choice."""
         if chunk.error is not None:
-            self._feed_joined()
             raise _reported(chunk.error, nothing_generated=self._choice.completion_tokens == 0)
         if chunk.usage is not None:
             self._counted = chunk.usage.completion_tokens
@@ -425,5 +433,5 @@ async def _ask_to_answer(
         )
         choice.finish("length")
         return stream
-    choice.cut_thought(closing, watched=not job.request.bound)
+    choice.cut_thought(closing, watched=not job.request.closed)
     return stream

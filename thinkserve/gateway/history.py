@@ -107,9 +107,8 @@ def _with_tools_as_text(written: list[dict[str, Any]], rules: Rules) -> list[dic
     for message in written:
         if message["role"] == "tool":
             text = past_result(message, format)
-            if (
-                in_results
-            ):  # several results are one turn: many templates want user and assistant to take turns
+            if in_results:
+                # Several results are one turn: many templates want user and assistant to take turns.
                 told[-1]["content"] += f"\n{text}"
             else:
                 told.append({"role": "user", "content": text})
@@ -117,7 +116,7 @@ def _with_tools_as_text(written: list[dict[str, Any]], rules: Rules) -> list[dic
             continue
         in_results = False
         if "tool_calls" in message:
-            calls = past_calls(message, format)
+            calls = past_calls(message, format, field=rules.name)
             del message["tool_calls"]
             message["content"] = f"{_plain(message['content'])}\n{calls}".strip()
         told.append(message)

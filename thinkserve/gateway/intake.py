@@ -136,11 +136,11 @@ def _check_response(request: Request, services: Services) -> None:
     """Refuse what the response cannot be, or not with these engines."""
     names = request.names
     if request.constraint is not None:
-        _check_size(names.constraint, request.constraint.value)
+        _check_size(request.constraint.name, request.constraint.value)
     if request.tools is not None:
         _check_size("tools", [tool.parameters for tool in request.tools.tools])
     if request.bound and not services.pool.structural_tags:
-        name = names.constraint if request.constraint is not None else "tool_choice"
+        name = request.constraint.name if request.constraint is not None else "tool_choice"
         raise invalid(
             name,
             f"{name} is refused: the engine behind this server cannot bind the response and leave the thought free; ask "

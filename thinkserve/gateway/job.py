@@ -94,8 +94,8 @@ class Job:
         budget = forced = self.thought_budget
         if budget is not None and upstream.thinking_budgets:
             budget += BUDGET_SLACK
-        if request.bound or not upstream.thinking_budgets:
-            forced = None  # what is bound cannot go on thinking, and may hold a marker in a string
+        if request.closed or not upstream.thinking_budgets:
+            forced = None  # it cannot go on thinking, and may hold a marker in a string
         return Choice(
             format,
             direct=self.direct,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from thinkserve.gateway.constraints import Constraint, is_bound
+from thinkserve.gateway.constraints import Constraint, is_bound, is_closed
 from thinkserve.gateway.errors import ApiError, invalid, shown
 from thinkserve.gateway.tools import Tools
 
@@ -21,7 +21,6 @@ class Names:
     messages: str = "messages"
     effort: str = "reasoning_effort"
     thought_tokens: str = "thinking_token_budget"
-    constraint: str = "response_format"
     logprobs: str = "logprobs"
 
 
@@ -62,8 +61,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bound(self) -> bool:
-        """Whether no character of the response is free."""
+        """Whether a grammar binds the response from its first character."""
         return is_bound(self.constraint, self.tools)
+
+    @property
+    def closed(self) -> bool:
+        """Whether that grammar leaves no room for a thought, so that a marker in the response is none."""
+        return is_closed(self.constraint, self.tools)
 
     @property
     def choices(self) -> int:

@@ -145,6 +145,9 @@ class Streamed:
         data = b"".join(self._out)
         if len(data) > SEND_NOW_BYTES:
             return False
+        if not data:  # a part of what goes out when it is whole: the stream is to be kept alive meanwhile
+            self._out.clear()
+            return True
         # With nothing before it, a write goes out without waiting for anything: run here, in the call in which the
         # engine's event came, it saves waking the task of the request for every event. It must not come to wait: the
         # future it would wait for could not be waited for again by the task.
@@ -163,7 +166,8 @@ class Streamed:
                 await self._begin()
             data = b"".join(self._out)
             self._out.clear()
-            await self._write(data)
+            if data:
+                await self._write(data)
 
     async def _write(self, data: bytes) -> None:
         self._last_write = self._writing_since = self._loop.time()

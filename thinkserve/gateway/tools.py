@@ -108,12 +108,15 @@ def tool_prompt(tools: Tools) -> str:
     return text
 
 
-def past_calls(message: Mapping[str, Any], format: ToolFormat | None = None) -> str:
+def past_calls(
+    message: Mapping[str, Any], format: ToolFormat | None = None, *, field: str = "messages"
+) -> str:
     """The calls of a past assistant message as the model wrote them, for chat templates that know no tools.
 
     Args:
         message: in OpenAI's form, with `tool_calls`.
         format: how calls are written; None: hermes.
+        field: what the endpoint calls its messages.
 
     Raises:
         ApiError: 400, a call has arguments that are no JSON object.
@@ -127,8 +130,10 @@ def past_calls(message: Mapping[str, Any], format: ToolFormat | None = None) -> 
         except (ValueError, RecursionError):
             whole = False
         if not whole:
-            where = "messages.tool_calls.function.arguments"
-            raise invalid(where, f"{where} of the call {call.get('id')!r} must be a JSON object as text")
+            raise invalid(
+                field,
+                f"{field} holds the call {call.get('id')!r}, whose arguments must be a JSON object as text",
+            )
         calls.append(format.call(name, arguments.strip()))
     return "\n".join(calls)
 

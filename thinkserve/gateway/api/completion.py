@@ -51,9 +51,9 @@ def read_format(
         case "text":
             return None
         case "json_object":
-            return Constraint("json_schema", {"type": "object"})
+            return Constraint("json_schema", {"type": "object"}, name)
         case "json_schema":
-            return Constraint("json_schema", schema(checked))
+            return Constraint("json_schema", schema(checked), name)
         case other:
             raise invalid(
                 f"{name}.type", f"{name}.type must be text, json_object or json_schema, not {shown(other)}"
@@ -94,7 +94,7 @@ def _read_structured_outputs(name: str, value: Any) -> Constraint:
     if not isinstance(item, wanted) or (item in ("", [])) or not strings:
         what = {"json": "a JSON schema", "choice": "an array of strings"}.get(key, "a string")
         raise invalid(f"{name}.{key}", f"{name}.{key} must be {what}, not {shown(item)}")
-    return Constraint(_KINDS[key], item)
+    return Constraint(_KINDS[key], item, name)
 
 
 structured_outputs = Check(

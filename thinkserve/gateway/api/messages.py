@@ -20,9 +20,7 @@ from thinkserve.gateway.request import Names, Request
 from thinkserve.gateway.tools import Tool, ToolName, Tools
 from thinkserve.gateway.wire import encode
 
-NAMES = Names(
-    effort="output_config.effort", thought_tokens="thinking.budget_tokens", constraint="output_config.format"
-)
+NAMES = Names(effort="output_config.effort", thought_tokens="thinking.budget_tokens")
 
 
 class Messages:

@@ -112,7 +112,7 @@ def _read_output_config(name: str, value: Any) -> OutputConfig:
     known_keys(where, json_object(where, format), ("type", "schema"))
     one_of("json_schema")(f"{where}.type", format.get("type"))
     schema = json_object(f"{where}.schema", format.get("schema"))
-    return OutputConfig(effort, Constraint("json_schema", schema))
+    return OutputConfig(effort, Constraint("json_schema", schema, where))
 
 
 output_config = Check(

@@ -23,7 +23,7 @@ from thinkserve.gateway.request import Names
 from thinkserve.gateway.tool_fields import read_tools
 from thinkserve.gateway.tools import Tools
 
-NAMES = Names(messages="input", effort="reasoning.effort", constraint="text.format", logprobs="include")
+NAMES = Names(messages="input", effort="reasoning.effort", logprobs="include")
 # What an answer says back of a tool.
 _TOOL_KEYS = ("type", "name", "description", "parameters")
 

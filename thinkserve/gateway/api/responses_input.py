@@ -109,9 +109,10 @@ class Conversation:
             self._turn = _Turn()
             self.messages.append({"role": role, "content": content})
             return
-        turn = self._turn
-        if turn.message is not None and turn.message["content"] is not None and turn.sealed is None:
-            self._turn = _Turn()  # a text of its own
+        last = self._turn.message
+        if last is not None and last["content"] is not None and self._turn.sealed is None:
+            # A text of its own, unless it stood behind a call: nothing may come between a call and its result.
+            self._turn = self._turn if "tool_calls" in last else _Turn()
         message = self._assistant(where, item)
         if message["content"] is None:
             message["content"] = content
