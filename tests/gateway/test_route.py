@@ -220,7 +220,7 @@ async def test_the_echo_guard_does_not_redact_what_a_later_thought_repeats(
     """The same, however many events came in a read."""
     words = "one two three four five six seven eight"
     pieces = [
-        "<think>Hm</think>",
+        "<think>Hm </think>",
         *(f" {word}" for word in words.split()),
         ". ",
         f"<think>{words}",
