@@ -39,7 +39,7 @@ class LengthControlled:
     win_rate: float
     """In percent."""
     standard_error: float
-    """In points; 50, the most there can be, for a single instruction."""
+    """In points; at most 50, which a single instruction has."""
     by_group: Mapping[str, float]
     """Of each category, drawn towards their mean where it is small; in the order in which they come."""
     error_by_group: Mapping[str, float]
@@ -178,7 +178,10 @@ def _standard_error(design: Floats, level: Floats, wins: Floats, ridge: Floats, 
     moves = (design @ reach) * (wins - predicted)
     if len(level) == rows:  # of another draw of rows, the mean over them moves too
         moves = moves + (at_level - at_level.mean()) / rows
-    return float(np.sqrt(((moves - moves.mean()) ** 2).sum() * rows / (rows - 1)))
+    error = float(np.sqrt(((moves - moves.mean()) ** 2).sum() * rows / (rows - 1)))
+    return min(
+        error, 0.5
+    )  # what moves linearly with a handful of rows may leave 0 to 1; no rate errs by more than half
 
 
 def _sigmoid(logits: Floats) -> Floats:

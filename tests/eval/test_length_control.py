@@ -6,10 +6,11 @@ import gzip
 import json
 import os
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -81,6 +82,7 @@ def test_swapping_the_models_mirrors_everything(table: list[tuple[float, int, st
 
 @settings(deadline=None, max_examples=60)
 @given(rows, st.randoms())
+@example([(0.0, 1, "b"), (0.0, 10, "a"), (1.0, 5, "a")], Random(0))
 def test_any_data_has_a_finite_result_that_does_not_hang_on_the_order(
     table: list[tuple[float, int, str]], chance: object
 ) -> None:
