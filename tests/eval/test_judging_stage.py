@@ -388,7 +388,9 @@ def test_a_thousand_games_take_little_more_than_the_judge_itself(tmp_path: Path)
                 seconds.append(taken)
             if taken <= allowed:
                 break
-    if min(cpu) > 0.7 * allowed and min(cpu) <= 4 * bare:  # it takes three times the CPU time of bare calls
+    in_time = bool(seconds) and min(seconds) <= allowed
+    # It takes three times the CPU time of bare calls; where that is nearly all the time there is, it cannot be in time.
+    if not in_time and 0.7 * allowed < min(cpu) <= 4 * bare:
         pytest.skip(
             f"the cores are slow now: bare calls take {bare:.2f} s of CPU, so its seconds say nothing"
         )
