@@ -179,9 +179,8 @@ def _standard_error(design: Floats, level: Floats, wins: Floats, ridge: Floats, 
     if len(level) == rows:  # of another draw of rows, the mean over them moves too
         moves = moves + (at_level - at_level.mean()) / rows
     error = float(np.sqrt(((moves - moves.mean()) ** 2).sum() * rows / (rows - 1)))
-    return min(
-        error, 0.5
-    )  # what moves linearly with a handful of rows may leave 0 to 1; no rate errs by more than half
+    # What moves linearly with a handful of rows may leave 0 to 1; no rate errs by more than half.
+    return min(error, 0.5)
 
 
 def _sigmoid(logits: Floats) -> Floats:

@@ -353,10 +353,8 @@ def _idle() -> tuple[int, int]:
 
 async def bare_calls(url: str, calls: int, at_once: int) -> None:
     """As many calls that do nothing but ask and read."""
-    turn, body = (
-        asyncio.Semaphore(at_once),
-        {"model": "m", "messages": [{"role": "user", "content": "x" * 1000}]},
-    )
+    turn = asyncio.Semaphore(at_once)
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 1000}]}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=at_once)) as http:
 
         async def ask() -> None:

@@ -30,7 +30,7 @@ from thinkserve.gateway.sse import DONE
 from thinkserve.gateway.thought_log import ThoughtLog, ThoughtRecord
 from thinkserve.gateway.tracing import NO_SPAN, RequestSpan
 from thinkserve.gateway.upstream import Upstream, UpstreamStream
-from thinkserve.gateway.wire import Chunk, ChunkChoice, TokenLogprob, decode_chunk
+from thinkserve.gateway.wire import Chunk, ChunkChoice, decode_chunk
 from thinkserve.thoughts.markers import QUOTES
 
 logger = logging.getLogger(__name__)
@@ -317,7 +317,7 @@ class _Pump:
             return False
         shown = self._feed_joined()
         if (text or tokens) and not self.over:
-            shown = self._feed(text, tokens, ids, logprobs) or shown
+            shown = self._fed(self._choice.feed(text, tokens, ids, logprobs)) or shown
             # Looked at with every chunk, so that the cut does not hang on how the bytes came.
             if self._choice.over_thought_budget and part.finish_reason is None:
                 self.over = True
@@ -333,17 +333,11 @@ class _Pump:
             return False
         texts, ids = self._joined, self._ids
         self._joined, self._ids = [], []
-        return self._feed("".join(texts), len(texts), ids or None, None, list(map(len, texts)))
+        lengths = list(map(len, texts))
+        return self._fed(self._choice.feed("".join(texts), len(texts), ids or None, lengths=lengths))
 
-    def _feed(
-        self,
-        text: str,
-        tokens: int,
-        ids: list[int] | None,
-        logprobs: list[TokenLogprob] | None,
-        lengths: list[int] | None = None,
-    ) -> bool:
-        visible = self._choice.feed(text, tokens, ids, logprobs, lengths)
+    def _fed(self, visible: Visible | None) -> bool:
+        """Go on from what the choice was fed; return whether anything of it is visible."""
         self.over = self._choice.finish_reason is not None
         return self._show(visible) if visible is not None or self._job.reveal else False
 
